@@ -1,1 +1,17 @@
-//! The harness.
+//! The harness: a load in the Kafka protocol, ways of moving bytes compared on it, a record of the run, a page.
+//!
+//! ```text
+//! flags -> RunSpec -> Plan (cells) -> load (producers, consumers) -> recorder, account, cpu -> RunRecord -> report
+//! ```
+//!
+//! Everything random comes from one printed seed. Nothing in these modules opens a socket: the load does.
+
+// What to run.
+pub mod spec;
+pub mod units;
+
+// What goes over the wire.
+pub mod arrivals;
+pub mod batch;
+pub mod keys;
+pub mod payload;
