@@ -15,3 +15,15 @@ pub mod arrivals;
 pub mod batch;
 pub mod keys;
 pub mod payload;
+
+// What is found and measured.
+pub mod cpu;
+pub mod recorder;
+pub mod schedule;
+pub mod sequences;
+pub mod verify;
+
+// What is kept and shown.
+pub mod environment;
+pub mod progress;
+pub mod record;
