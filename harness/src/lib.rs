@@ -25,5 +25,7 @@ pub mod verify;
 
 // What is kept and shown.
 pub mod environment;
+pub mod plot;
 pub mod progress;
 pub mod record;
+pub mod report;

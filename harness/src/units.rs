@@ -132,6 +132,7 @@ pub fn nanoseconds(ns: u64) -> String {
 #[must_use]
 pub fn three_digits(number: f64) -> String {
     match number.abs() {
+        0.0 => "0".to_owned(),
         size if size >= 100.0 => format!("{number:.0}"),
         size if size >= 10.0 => format!("{number:.1}"),
         size if size >= 1.0 => format!("{number:.2}"),
@@ -196,5 +197,6 @@ mod tests {
         assert_eq!(nanoseconds(4_560_000), "4.56 ms");
         assert_eq!(nanoseconds(61_000_000_000), "61.0 s");
         assert_eq!(three_digits(0.1234), "0.123");
+        assert_eq!(three_digits(0.0), "0");
     }
 }
