@@ -121,12 +121,18 @@ pub fn allowed_cores() -> Vec<usize> {
     (0..nix::sched::CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect()
 }
 
+/// A moment as people read it: `2026-11-25 05:03:18`, UTC.
+#[must_use]
+pub fn time_text(unix_seconds: u64) -> String {
+    let (days, second) = (unix_seconds / 86_400, unix_seconds % 86_400);
+    let (year, month, day) = civil_date(days as i64);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
+}
+
 /// A moment as a directory name: `20261125-050318`, UTC.
 #[must_use]
 pub fn time_name(unix_seconds: u64) -> String {
-    let (days, second) = (unix_seconds / 86_400, unix_seconds % 86_400);
-    let (year, month, day) = civil_date(days as i64);
-    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", second / 3600, second / 60 % 60, second % 60)
+    time_text(unix_seconds).replace(['-', ':'], "").replace(' ', "-")
 }
 
 /// Days since 1970 to year, month, day: Howard Hinnant's `civil_from_days`, years beginning in March.

@@ -75,7 +75,7 @@ fn draw<'a>(
         .x_labels(nines_max as usize + 1)
         .x_label_formatter(&|nines| percentile_label(*nines))
         .y_label_formatter(&|ns| nanoseconds(*ns as u64))
-        .label_style(("sans-serif", 13).into_font().color(&INK))
+        .label_style(("sans-serif", 16).into_font().color(&INK))
         .axis_style(INK)
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)

@@ -89,7 +89,7 @@ struct LatencyLine {
 
 struct CpuLine {
     total: Spread,
-    parts: String,
+    parts: Vec<String>,
 }
 
 struct Plot {
@@ -124,7 +124,7 @@ impl Page {
         });
         Ok(Page {
             command: record.environment.command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
-            started: crate::environment::time_name(record.environment.start_unix_seconds),
+            started: crate::environment::time_text(record.environment.start_unix_seconds),
             plan: record.plan.to_string(),
             warnings: warnings(record),
             verdict: verdict(&record.cells.iter().collect::<Vec<_>>()),
@@ -165,28 +165,27 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
             copies: copies(record, row, load),
             residency: residency(&throughput),
             resident_memory: memory(&throughput),
-            verified: verdict(&all),
+            verified: row_verdict(&all),
         }
     });
+    let spec = &record.spec;
     let explanation = match load {
         Load::Tail => format!(
-            "{} producer connections with {} requests in flight each, pace {}, {} partitions, {} consumer(s) a \
-             partition reading at the tail, ack {}. GB and MB/s are of acknowledged batches; each byte is also read {} \
-             time(s).",
-            record.spec.producers,
-            record.spec.window,
-            record.spec.rate,
-            record.spec.partitions,
-            record.spec.consumers,
-            record.spec.ack,
-            record.spec.consumers,
+            "{} with {} in flight each, pace {}, {}, {} for each partition at the tail, ack {}. GB and MB/s are of \
+             acknowledged batches; each byte is also read by every consumer of its partition.",
+            counted(spec.producers, "producer connection"),
+            counted(spec.window, "request"),
+            spec.rate,
+            counted(spec.partitions, "partition"),
+            counted(spec.consumers, "consumer"),
+            spec.ack,
         ),
         Load::CatchUp => format!(
-            "{} written beforehand over {} partitions and dropped from the page cache, then read from the beginning by {} \
-             consumer(s) a partition, no producer. GB and MB/s are of batches received.",
-            binary_bytes(record.spec.catch_up_bytes as u64),
-            record.spec.partitions,
-            record.spec.consumers,
+            "{} MB written beforehand over {} and dropped from the page cache, then read from the beginning by {} for \
+             each partition, with no producer. GB and MB/s are of batches received.",
+            spec.catch_up_bytes / 1_000_000,
+            counted(spec.partitions, "partition"),
+            counted(spec.consumers, "consumer"),
         ),
     };
     Section {
@@ -256,7 +255,7 @@ fn cpu_line(cells: &[&CellRecord]) -> CpuLine {
         parts.push(format!("ended threads {}", median_of(&|cell| cell.server.ended_threads.total())));
     }
     let total = spread(cells.iter().map(|cell| cell.seconds_per_gigabyte(cell.server.whole.total())));
-    CpuLine { total, parts: parts.join(", ") }
+    CpuLine { total, parts }
 }
 
 fn copies(record: &RunRecord, row: &Pair, load: Load) -> String {
@@ -309,6 +308,12 @@ fn verdict(cells: &[&CellRecord]) -> Verdict {
     }
     // Nothing received is not a pass: nothing was verified.
     Verdict { clean: findings.are_clean() && errors == 0 && records > 0, text }
+}
+
+/// A clean row says so in two words: the columns beside it need the place.
+fn row_verdict(cells: &[&CellRecord]) -> Verdict {
+    let whole = verdict(cells);
+    if whole.clean { Verdict { clean: true, text: "nothing wrong".to_owned() } } else { whole }
 }
 
 fn cell_line(cell: &CellRecord) -> CellLine {
@@ -419,6 +424,11 @@ fn spread(values: impl Iterator<Item = Option<f64>>) -> Spread {
     Spread { median: three_digits(median), range }
 }
 
+/// `1 partition`, `8 partitions`.
+fn counted(number: u32, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 fn trimmed(number: f64) -> String {
     let text = format!("{number:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -460,6 +470,7 @@ mod tests {
             "seed 42",
             "prefers-color-scheme: dark",
             "6000 requests",
+            "2026-11-25 05:03:18",
         ] {
             assert!(page.contains(text), "`{text}` is missing");
         }
