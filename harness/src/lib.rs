@@ -7,25 +7,28 @@
 //! Everything random comes from one printed seed. Nothing in these modules opens a socket: the load does.
 
 // What to run.
+pub mod arrivals;
+pub mod keys;
+pub mod schedule;
 pub mod spec;
 pub mod units;
 
-// What goes over the wire.
-pub mod arrivals;
+// What goes over the wire, and what must come back.
 pub mod batch;
-pub mod keys;
 pub mod payload;
-
-// What is found and measured.
-pub mod cpu;
-pub mod recorder;
-pub mod schedule;
 pub mod sequences;
 pub mod verify;
 
-// What is kept and shown.
+// What is measured.
+pub mod cpu;
 pub mod environment;
+pub mod recorder;
+pub mod residency;
+
+// What is kept and shown.
 pub mod plot;
 pub mod progress;
 pub mod record;
 pub mod report;
+pub mod summary;
+pub mod tables;

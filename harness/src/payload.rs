@@ -17,6 +17,7 @@ use std::path::Path;
 
 use crate::batch::{BatchWriter, Record, Shape, batch_bytes_of_one};
 use crate::keys::KEY_BYTES;
+use crate::units::Rate;
 
 /// Bytes of a record's identity.
 pub const HEAD_BYTES: usize = 40;
@@ -129,6 +130,24 @@ impl Payload {
                 total as f64 / lines.len() as f64
             }
         }
+    }
+
+    /// How many requests of one full batch each make up a rate of records.
+    ///
+    /// # Panics
+    /// When not one record fits: validation refuses that.
+    #[must_use]
+    pub fn requests_per_second(&self, rate: Rate, batch_bytes: usize, keyed: bool) -> f64 {
+        let mut buffer = vec![0; batch_bytes];
+        let mut batch = BatchWriter::begin(&mut buffer, 0);
+        let head = |sequence| Head { producer: 0, partition: 0, sequence, intended_ns: 0, run: 0 };
+        let key = [0; KEY_BYTES];
+        let mut records = 0;
+        while self.push(&mut batch, &head(records), keyed.then_some(&key[..])).is_some() {
+            records += 1;
+        }
+        assert!(records > 0, "a batch of {batch_bytes} bytes holds no record");
+        rate.records_per_second(self.mean_value_bytes()) / records as f64
     }
 
     /// Encodes one record into a batch; returns its value's size, or `None` when the batch is full.
@@ -334,6 +353,19 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("/no/such/file")
+        );
+    }
+
+    #[test]
+    fn a_rate_becomes_requests_of_full_batches() {
+        let payload = Payload::seeded(1000, 1);
+        // 61 + 16 x 1011 bytes hold 16 records in 16 KiB.
+        assert_eq!(payload.requests_per_second(Rate::BytesPerSecond(16e6), 16384, false), 1000.0);
+        assert_eq!(payload.requests_per_second(Rate::RecordsPerSecond(32.0), 16384, false), 2.0);
+        assert_eq!(
+            payload.requests_per_second(Rate::RecordsPerSecond(30.0), 16384, true),
+            2.0,
+            "15 with keys"
         );
     }
 

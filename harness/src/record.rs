@@ -17,6 +17,7 @@ use crate::arrivals::Lateness;
 use crate::cpu::{CoreSeconds, ProcessUse};
 use crate::environment::Environment;
 use crate::recorder::{Interval, Latencies, Recorder, write_hlog};
+use crate::residency::ResidencyPair;
 use crate::schedule::{Cell, Plan};
 use crate::spec::RunSpec;
 use crate::verify::Findings;
@@ -102,38 +103,6 @@ pub struct CellRecord {
     pub server_counters: serde_json::Value,
     /// What the reader should know of this cell: fallbacks, refusals, a server that died.
     pub notes: Vec<String>,
-}
-
-/// How much of a file range the page cache holds.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Residency {
-    /// Pages in the cache.
-    pub cached_pages: u64,
-    /// Pages there are.
-    pub total_pages: u64,
-}
-
-/// Residency before and after a cell.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct ResidencyPair {
-    /// When the measured time began.
-    pub before: Residency,
-    /// When it ended.
-    pub after: Residency,
-}
-
-impl Residency {
-    /// Adds another range.
-    pub fn add(&mut self, other: Residency) {
-        self.cached_pages += other.cached_pages;
-        self.total_pages += other.total_pages;
-    }
-
-    /// The part in the cache, from 0 to 1.
-    #[must_use]
-    pub fn fraction(self) -> f64 {
-        self.cached_pages as f64 / self.total_pages.max(1) as f64
-    }
 }
 
 impl CellRecord {
@@ -258,6 +227,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 pub(crate) mod tests {
     use super::*;
     use crate::cpu::{CpuSeconds, ThreadKind};
+    use crate::residency::Residency;
     use crate::schedule::CellKind;
     use crate::spec::Load;
     use crate::spec::tests::spec;

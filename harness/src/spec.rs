@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arrivals::Spread;
 use crate::batch::{Shape, batch_bytes_of_one};
+use crate::environment::time_name;
 use crate::keys::{KEY_BYTES, KeyDistribution};
 use crate::payload::{HEAD_BYTES, HEADER_NAME};
 use crate::units::{Pace, Rate, parse_bytes};
@@ -170,6 +171,39 @@ impl RunSpec {
             Some(_) => batch_bytes_of_one(&Shape { key, value_bytes: 0, header: Some((HEADER_NAME, &head)) }),
             None => batch_bytes_of_one(&Shape { key, value_bytes: self.record_bytes, header: None }),
         }
+    }
+
+    /// Where the record and the page go; the start time names the directory where the user did not.
+    #[must_use]
+    pub fn out_directory(&self, start_unix_seconds: u64) -> PathBuf {
+        let named = || PathBuf::from("results/local").join(time_name(start_unix_seconds));
+        self.out.clone().unwrap_or_else(named)
+    }
+
+    /// Cores of server and load, out of those this process may use. With one core they share it, and the page warns.
+    ///
+    /// # Errors
+    /// When a core was asked for that this process may not use, or none is left.
+    pub fn cores(&self, allowed: &[usize]) -> Result<(usize, usize), Refusal> {
+        for (flag, core) in [("--server-core", self.server_core), ("--client-core", self.client_core)] {
+            let Some(core) = core else { continue };
+            refuse_when(!allowed.contains(&core), || {
+                format!("{flag} {core}: this process may use {allowed:?}; see taskset or the cgroup's cpuset")
+            })?;
+        }
+        let first_but = |other: Option<usize>| {
+            let free = allowed.iter().copied().find(|&core| Some(core) != other);
+            free.or(other).ok_or_else(|| Refusal("no core is allowed to this process".into()))
+        };
+        let server = match self.server_core {
+            Some(core) => core,
+            None => first_but(self.client_core)?,
+        };
+        let client = match self.client_core {
+            Some(core) => core,
+            None => first_but(Some(server))?,
+        };
+        Ok((server, client))
     }
 
     fn validate_rows(&self, limits: &Limits<'_>) -> Result<(), Refusal> {
@@ -434,6 +468,19 @@ pub(crate) mod tests {
         assert!(spec(&format!("--record-bytes {largest}")).validate(&LIMITS).is_ok());
         let why = refusal(&format!("--record-bytes {}", largest + 3));
         assert!(why.contains("does not fit"), "{why}");
+    }
+
+    #[test]
+    fn cores_are_the_first_allowed_ones_and_never_shared_without_need() {
+        assert_eq!(spec("").cores(&[2, 3]), Ok((2, 3)));
+        assert_eq!(spec("--client-core 2").cores(&[2, 3]), Ok((3, 2)));
+        assert_eq!(spec("--server-core 3").cores(&[2, 3]), Ok((3, 2)));
+        assert_eq!(spec("").cores(&[5]), Ok((5, 5)));
+        let Refusal(why) = spec("--server-core 7").cores(&[2, 3]).unwrap_err();
+        assert!(why.contains("--server-core 7") && why.contains("[2, 3]"), "{why}");
+        assert!(spec("").cores(&[]).is_err());
+        assert_eq!(spec("").out_directory(0), PathBuf::from("results/local/19700101-000000"));
+        assert_eq!(spec("--out here").out_directory(0), PathBuf::from("here"));
     }
 
     #[test]

@@ -29,12 +29,12 @@ pub enum Pace {
 }
 
 impl Rate {
-    /// The rate in records a second, when a record's value has `record_bytes`.
+    /// The rate in records a second, when a record's value has so many bytes in the mean.
     #[must_use]
-    pub fn records_per_second(self, record_bytes: usize) -> f64 {
+    pub fn records_per_second(self, value_bytes: f64) -> f64 {
         match self {
             Rate::RecordsPerSecond(records) => records,
-            Rate::BytesPerSecond(bytes) => bytes / record_bytes.max(1) as f64,
+            Rate::BytesPerSecond(bytes) => bytes / value_bytes.max(1.0),
         }
     }
 
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!("saturation".parse(), Ok(Pace::Saturation));
         assert!("fast".parse::<Pace>().unwrap_err().contains("saturation"));
         assert_eq!("40MB/s".parse::<Rate>().unwrap().to_string(), "40 MB/s");
-        assert_eq!(Rate::BytesPerSecond(1e6).records_per_second(1000), 1000.0);
+        assert_eq!(Rate::BytesPerSecond(1e6).records_per_second(1000.0), 1000.0);
     }
 
     #[test]
