@@ -364,6 +364,20 @@ impl Lease {
         Lease { block: self.block.acquire(), start, end: start + (range.end - range.start) as u32 }
     }
 
+    /// The right to write again, if this lease covers its whole block and is the only one on it.
+    ///
+    /// # Errors
+    /// The lease itself, otherwise.
+    pub fn try_into_mut(self) -> Result<LeaseMut, Lease> {
+        let whole = self.start == 0 && self.len() == self.block_bytes();
+        if !whole || self.block.header().leases.load(Ordering::Acquire) != 1 {
+            return Err(self);
+        }
+        let lease = LeaseMut { block: self.block, start: self.start, end: self.end };
+        std::mem::forget(self);
+        Ok(lease)
+    }
+
     /// Bytes of the whole block that this lease keeps from being used again.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
