@@ -279,3 +279,57 @@ pub(crate) fn encode_tagged<T: Encode>(encoder: &mut Encoder<'_>, tag: u32, valu
     encoder.uvarint(u32::try_from(counter.position()).unwrap_or(u32::MAX));
     value.encode(encoder, version);
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::wire::{Decode, Decoder, Encode, Encoder, Version};
+
+    messages! {
+        /// Every form of field that the served messages do not use yet.
+        pub struct Everything<'a> {
+            cursor: Option<Cursor> = 1..;
+            assignment: &'a [u8] = 0..;
+            user_data: Option<&'a [u8]> = 0..;
+            groups: Vec<String> = 0..;
+            quota: f64 = 0..;
+            port: u16 = 0..;
+            mask: u32 = 0..;
+            late: Option<Cursor> = 2.., tag 3;
+        }
+
+        /// A structure that may be null.
+        #[derive(Copy)]
+        pub struct Cursor {
+            index: i32 = 0..;
+        }
+    }
+
+    #[test]
+    fn structures_bytes_and_the_odd_numbers_come_back() {
+        for (number, flexible) in [(1, false), (2, true)] {
+            let version = Version { number, flexible };
+            for (cursor, user_data) in [(None, None), (Some(Cursor { index: 7 }), Some(&b"data"[..]))] {
+                let message = Everything {
+                    cursor,
+                    assignment: b"bytes",
+                    user_data,
+                    groups: vec!["one".into(), "two".into()],
+                    quota: 0.5,
+                    port: 65535,
+                    mask: u32::MAX,
+                    late: if flexible { cursor } else { None },
+                };
+                let mut bytes = Vec::new();
+                let mut encoder = Encoder::growing(&mut bytes);
+                message.encode(&mut encoder, version);
+                encoder.finish().unwrap();
+                let mut decoder = Decoder::new(&bytes);
+                assert_eq!(Everything::decode(&mut decoder, version), Ok(message));
+                decoder.finish().unwrap();
+                assert!(Everything::bytes_min(version) <= bytes.len());
+                // A null structure is one byte, 0xff; a present one begins with 1 (KIP-893).
+                assert_eq!(bytes[0], if cursor.is_some() { 1 } else { 0xff });
+            }
+        }
+    }
+}
