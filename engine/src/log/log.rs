@@ -174,7 +174,8 @@ impl Log {
     /// end; that of a foreign one is the log start, until [`Log::set_high_watermark_offset`] says better.
     ///
     /// # Panics
-    /// When the segments are out of order.
+    /// When the segments are out of order, or the log start is beyond the end of what was found: then nothing
+    /// readable is left, and the caller begins a new log there.
     #[must_use]
     pub fn restore(
         config: LogConfig,

@@ -252,7 +252,7 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        12 => (1usize..8, 0usize..120, 0i64..200, 0i64..4)
+        12 => (1usize..8, 0usize..120, 1i64..200, 0i64..4)
             .prop_map(|(records, value_bytes, time, jump)| Op::Append { records, value_bytes, time, jump }),
         1 => Just(Op::Roll),
         3 => Just(Op::SeeAll),
