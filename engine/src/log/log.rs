@@ -61,7 +61,8 @@ pub enum Lookup {
     /// The bytes to send.
     Extent(Extent),
     /// The index leads near: walk the headers in this range with [`HeaderWalk`](super::HeaderWalk), then ask
-    /// [`Log::extent_from`]. A walk that finds nothing goes on at [`Log::next_segment`].
+    /// [`Log::extent_from`]. A walk that finds nothing goes on at [`Log::next_segment`]; without one, the reader is
+    /// at the end.
     Walk {
         /// The base offset of the segment.
         segment: Offset,
@@ -173,7 +174,8 @@ impl Log {
     /// end; that of a foreign one is the log start, until [`Log::set_high_watermark_offset`] says better.
     ///
     /// # Panics
-    /// When the segments are out of order.
+    /// When the segments are out of order, or the log start is beyond the end of what was found: then nothing
+    /// readable is left, and the caller begins a new log there.
     #[must_use]
     pub fn restore(
         config: LogConfig,
@@ -504,9 +506,12 @@ impl Log {
         let (from, exact) = self.floor(segment, wanted);
         if exact {
             let start = LogPoint { offset: wanted, segment: segment.base, position: from };
-            return Ok(Lookup::Extent(self.extent_from(start, max_bytes, end)));
+            let extent = self.extent_from(start, max_bytes, end);
+            // Offsets that compaction took may be all that lies before the visible end.
+            return Ok(if extent.from < extent.to { Lookup::Extent(extent) } else { Lookup::AtEnd });
         }
-        Ok(Lookup::Walk { segment: segment.base, from, to: self.readable_end(segment, from, end) })
+        let to = self.readable_end(segment, from, end);
+        Ok(if from < to { Lookup::Walk { segment: segment.base, from, to } } else { Lookup::AtEnd })
     }
 
     /// The bytes from the batch boundary `start` on; for the rest like [`Log::locate`].
@@ -792,3 +797,6 @@ impl KnownBoundaries {
         self.read_ends.iter().filter(|end| end.get().segment < segment).for_each(|end| end.set(NO_POINT));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -155,6 +155,11 @@ impl OffsetIndex {
         self.entries.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.entries.capacity()
+    }
+
     /// The last known batch boundary from which a walk forward meets the batch that holds `offset`; position 0
     /// when none is known. The flag says that `offset` is the first of the very batch that begins there, or lies
     /// within it.

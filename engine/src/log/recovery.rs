@@ -10,6 +10,7 @@
 //!
 //! What no walk can see: base offset and epoch lie outside the CRC. Where gaps are not expected, a base offset
 //! other than the next one is a bad batch; an epoch is checked against its neighbours and the newest one known.
+//! Right after rot neither has a witness: a second rotten stamp there costs good batches behind it (fenced, not cut).
 
 use super::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, at as field_at};
 use super::crc::Crc32c;
@@ -209,7 +210,8 @@ impl RecoveryWalk {
         let end = from.plus(bytes.len() as u64);
         let after = |position: Position| &bytes[position.since(from) as usize..];
         self.at_file_end();
-        loop {
+        // A search may step back behind these bytes; then they are asked for again.
+        while self.wants().is_some_and(|(next, _)| next >= from) {
             match &mut self.state {
                 State::Done { .. } => return,
                 State::Header { at, rot } => {
@@ -305,7 +307,12 @@ impl RecoveryWalk {
         let may_jump = self.start.gaps || self.is_in_rot();
         let too_far = header.last_offset().since(segment.base) > i64::from(i32::MAX)
             || self.start.next_base.is_some_and(|next| header.last_offset() >= next);
-        if found < expected || (found > expected && !may_jump) || too_far {
+        // The recovery point is a batch boundary: a batch across it, or one that leaves it out, has a rotten stamp.
+        // Believed after rot, it would make what follows look torn, and have durable data cut.
+        let required = self.required();
+        let across =
+            self.is_in_rot() && !self.start.gaps && found != required && header.next_offset() > required;
+        if found < expected || (found > expected && !may_jump) || too_far || across {
             return Err(BadBatch::Offset { expected, found });
         }
         let (last, found) = (self.epoch, header.leader_epoch);
@@ -403,7 +410,9 @@ impl RecoveryWalk {
                 self.state = State::Header { at, rot: Some(Rot { scanning: true }) };
                 self.at_file_end();
             }
-            State::Body { at, rot, checked, .. } if *checked >= file_end => {
+            State::Body { at, rot, header, checked, .. }
+                if *checked >= file_end && *checked < at.plus(u64::from(header.bytes)) =>
+            {
                 // The file is shorter than it was said to be.
                 let (at, rot) = (*at, *rot);
                 self.bad(at, rot, None, BadBatch::FileEnd);
@@ -437,5 +446,281 @@ impl RecoveryWalk {
             to_position: end,
         });
         segment.note_lost(to, end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::stamp;
+    use super::super::build::BatchBuilder;
+    use super::super::config::LogConfig;
+    use super::*;
+    use crate::types::Timestamp;
+    use proptest::prelude::*;
+
+    const BASE: Offset = Offset(100);
+
+    /// A segment of base 100: its bytes, and where each batch begins; batches of one to three records.
+    struct Image {
+        bytes: Vec<u8>,
+        batches: Vec<(Offset, Position)>,
+        next: Offset,
+    }
+
+    impl Image {
+        fn new(value_bytes: &[usize]) -> Image {
+            let mut image = Image { bytes: Vec::new(), batches: Vec::new(), next: BASE };
+            for (number, size) in value_bytes.iter().enumerate() {
+                let records = 1 + number % 3;
+                let mut builder = BatchBuilder::new(Timestamp(number as i64));
+                (0..records).for_each(|_| {
+                    builder.push(Timestamp(number as i64), None, Some(&vec![number as u8 + 1; *size]), &[]);
+                });
+                builder.finish();
+                let mut batch = builder.finish().to_vec();
+                stamp(&mut batch, image.next, Epoch(number as i32 / 4));
+                image.batches.push((image.next, Position(image.bytes.len() as u64)));
+                image.bytes.extend(batch);
+                image.next = image.next.plus(records as i64);
+            }
+            image
+        }
+
+        fn end(&self) -> Position {
+            Position(self.bytes.len() as u64)
+        }
+
+        fn begin(&self, batch: usize) -> usize {
+            self.batches[batch].1.0 as usize
+        }
+
+        fn start(&self, recovery_point: Offset) -> RecoveryStart {
+            RecoveryStart {
+                segment: Segment::new(BASE, &LogConfig { index_interval_bytes: 300, ..LogConfig::default() }),
+                next_base: None,
+                recovery_point,
+                last_epoch: Epoch::NONE,
+                newest_epoch: None,
+                gaps: false,
+                file_bytes: self.bytes.len() as u64,
+            }
+        }
+
+        fn walk(&self, recovery_point: Offset) -> WalkOutcome {
+            walk(self.start(recovery_point), &self.bytes, usize::MAX)
+        }
+    }
+
+    /// Runs a walk over `bytes`, at most `chunk` at a time.
+    fn walk(start: RecoveryStart, bytes: &[u8], chunk: usize) -> WalkOutcome {
+        let mut walk = RecoveryWalk::new(start);
+        let mut fed = 0;
+        while let Some((from, wanted)) = walk.wants() {
+            let from = from.0 as usize;
+            let rest = &bytes[from.min(bytes.len())..];
+            walk.feed(&rest[..rest.len().min(wanted).min(chunk)]);
+            fed += 1;
+            assert!(fed < 1_000_000, "the walk does not end");
+        }
+        walk.finish()
+    }
+
+    #[test]
+    fn a_whole_segment_is_found_whole() {
+        let image = Image::new(&[200; 9]);
+        let outcome = image.walk(image.next);
+        assert_eq!((outcome.next_offset, outcome.segment.end), (image.next, image.end()));
+        assert_eq!((outcome.tail, outcome.fenced), (Tail::Clean, vec![]));
+        let starts = [0, 4, 8].map(|batch| image.batches[batch].0);
+        assert_eq!(outcome.epochs, [(Epoch(0), starts[0]), (Epoch(1), starts[1]), (Epoch(2), starts[2])]);
+        assert!(outcome.segment.index.entries() > 2, "the index is rebuilt");
+        assert_eq!(outcome.segment.largest_timestamp, Timestamp(8));
+    }
+
+    #[test]
+    fn prepared_room_is_a_clean_tail() {
+        let mut image = Image::new(&[200; 3]);
+        let end = image.end();
+        image.bytes.resize(3 * RECOVERY_CHUNK_BYTES, 0);
+        let outcome = image.walk(image.next);
+        assert_eq!((outcome.segment.end, outcome.tail), (end, Tail::Clean));
+    }
+
+    #[test]
+    fn a_torn_batch_above_the_recovery_point_ends_the_log() {
+        let mut image = Image::new(&[200; 5]);
+        let begin = image.begin(4);
+        image.bytes.truncate(begin + 150);
+        image.bytes.resize(10_000, 0);
+        let outcome = image.walk(image.batches[4].0);
+        assert_eq!(outcome.next_offset, image.batches[4].0);
+        let Tail::Torn { at, bytes: 150, why } = outcome.tail else { panic!("{:?}", outcome.tail) };
+        assert_eq!(at, image.batches[4].1);
+        assert!(matches!(why, BadBatch::Batch(BatchError::Crc { .. })), "{why}");
+        assert_eq!(outcome.fenced, []);
+    }
+
+    #[test]
+    fn rot_below_the_recovery_point_is_fenced_and_the_rest_is_served() {
+        // A bit of the records, of the length, of the magic, of the unchecksummed base offset.
+        for byte in [150, 10, 16, 7, 6] {
+            let mut image = Image::new(&[200; 6]);
+            let at = image.begin(2) + byte;
+            image.bytes[at] ^= 0x10;
+            let outcome = image.walk(image.next);
+            let fenced = FencedRange {
+                segment: BASE,
+                from: image.batches[2].0,
+                to: image.batches[3].0,
+                from_position: image.batches[2].1,
+                to_position: image.batches[3].1,
+            };
+            assert_eq!(outcome.fenced, [fenced], "byte {byte}");
+            assert_eq!((outcome.next_offset, outcome.segment.end), (image.next, image.end()));
+            assert_eq!(outcome.tail, Tail::Clean);
+        }
+    }
+
+    #[test]
+    fn a_rotten_stamp_behind_rot_does_not_make_durable_batches_look_torn() {
+        let mut image = Image::new(&[200; 6]);
+        let (rotten, stamped) = (image.begin(2) + 150, image.begin(3) + 5);
+        image.bytes[rotten] ^= 1;
+        image.bytes[stamped] ^= 1;
+        let outcome = image.walk(image.next);
+        let lost: Vec<_> = outcome.fenced.iter().map(|range| (range.from, range.to)).collect();
+        assert_eq!(lost, [(image.batches[2].0, image.batches[4].0)]);
+        assert_eq!((outcome.next_offset, outcome.tail), (image.next, Tail::Clean));
+    }
+
+    #[test]
+    fn zeros_where_durable_data_must_be_are_rot() {
+        let mut image = Image::new(&[200; 4]);
+        let (begin, end) = (image.begin(3), image.bytes.len());
+        image.bytes[begin..].fill(0);
+        let outcome = image.walk(image.next);
+        let last = image.batches[3];
+        assert_eq!(outcome.fenced[0].from, last.0);
+        assert_eq!(outcome.fenced[0].to, image.next);
+        assert_eq!(outcome.next_offset, image.next, "a lost offset is not assigned again");
+        assert_eq!(image.walk(last.0).tail, Tail::Clean, "above the recovery point they are the end");
+        assert_eq!(image.bytes.len(), end);
+        image.bytes.truncate(begin);
+        let outcome = image.walk(image.next);
+        assert_eq!((outcome.fenced.len(), outcome.next_offset), (1, image.next), "a file that is too short");
+    }
+
+    #[test]
+    fn stale_bytes_with_a_good_checksum_do_not_continue_the_log() {
+        let mut image = Image::new(&[200; 4]);
+        let stale = image.bytes[..image.begin(1)].to_vec();
+        let (end, next) = (image.end(), image.next);
+        image.bytes.extend(&stale);
+        let outcome = image.walk(next);
+        assert_eq!((outcome.segment.end, outcome.next_offset), (end, next));
+        let why = BadBatch::Offset { expected: next, found: BASE };
+        // Its last byte is a zero: no headers.
+        assert_eq!(outcome.tail, Tail::Torn { at: end, bytes: stale.len() as u64 - 1, why });
+        // From the future is no better, unless gaps are expected.
+        let (at, bytes) = (image.bytes.len() - stale.len(), image.bytes.len());
+        stamp(&mut image.bytes[at..bytes], next.plus(5), Epoch(0));
+        let torn = image.walk(next).tail;
+        assert!(matches!(torn, Tail::Torn { why: BadBatch::Offset { .. }, .. }), "{torn:?}");
+        let outcome = walk(RecoveryStart { gaps: true, ..image.start(next) }, &image.bytes, usize::MAX);
+        assert_eq!(outcome.next_offset, next.plus(6));
+    }
+
+    #[test]
+    fn epochs_do_not_go_backwards_nor_beyond_the_newest() {
+        let mut image = Image::new(&[200; 6]);
+        let (begin, end) = (image.begin(5), image.bytes.len());
+        stamp(&mut image.bytes[begin..end], image.batches[5].0, Epoch(0));
+        let why = BadBatch::Epoch { last: Epoch(1), found: Epoch(0) };
+        let torn = image.walk(BASE).tail;
+        assert!(matches!(&torn, Tail::Torn { why: found, .. } if *found == why), "{torn:?}");
+        let start = RecoveryStart { newest_epoch: Some(Epoch(0)), ..image.start(BASE) };
+        assert_eq!(walk(start, &image.bytes, usize::MAX).next_offset, image.batches[4].0);
+    }
+
+    #[test]
+    fn a_batch_larger_than_a_chunk_is_checked_in_pieces() {
+        let image = Image::new(&[3 * RECOVERY_CHUNK_BYTES, 10, RECOVERY_CHUNK_BYTES]);
+        let outcome = image.walk(image.next);
+        assert_eq!((outcome.segment.end, outcome.tail), (image.end(), Tail::Clean));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn a_cut_above_the_recovery_point_leaves_a_prefix(
+            sizes in proptest::collection::vec(0usize..300, 1..15),
+            cut: prop::sample::Index,
+            zeros in 0usize..200,
+            garbage in proptest::collection::vec(any::<u8>(), 0..200),
+            chunk in 61usize..2000,
+        ) {
+            let mut image = Image::new(&sizes);
+            let ends = image.batches.iter().skip(1).copied().chain([(image.next, image.end())]).collect::<Vec<_>>();
+            let cut = cut.index(image.bytes.len() + 1);
+            image.bytes.truncate(cut);
+            image.bytes.resize(cut + zeros, 0);
+            image.bytes.extend(&garbage);
+            // Zeros may happen to complete a batch whose last bytes were zeros: such a batch is as it was.
+            let outcome = walk(image.start(BASE), &image.bytes, chunk);
+            let floor = ends.iter().rfind(|end| end.1.0 <= cut as u64).map_or(BASE, |end| end.0);
+            prop_assert!(outcome.next_offset >= floor && outcome.next_offset <= image.next);
+            prop_assert_eq!(&outcome.fenced, &vec![]);
+            let last = image.bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+            match outcome.tail {
+                Tail::Clean => prop_assert!(outcome.segment.end.0 >= last),
+                Tail::Torn { at, bytes, .. } => {
+                    prop_assert_eq!(at, outcome.segment.end);
+                    prop_assert_eq!(at.0 + bytes, last);
+                }
+            }
+        }
+
+        #[test]
+        fn rot_loses_no_batch_but_those_it_touches(
+            sizes in proptest::collection::vec(0usize..300, 1..15),
+            flips in proptest::collection::vec((any::<prop::sample::Index>(), 0u8..8), 1..4),
+            zeros in 0usize..200,
+            chunk in 61usize..2000,
+        ) {
+            let mut image = Image::new(&sizes);
+            let end = image.bytes.len();
+            let mut touched = std::collections::BTreeSet::new();
+            for (at, bit) in flips {
+                let at = at.index(end);
+                // The stamp lies outside the checksum, and its neighbours are the only witnesses.
+                let batch = image.batches.partition_point(|batch| batch.1.0 <= at as u64) - 1;
+                if !(0..8).chain(12..16).any(|byte| byte == at - image.begin(batch)) {
+                    image.bytes[at] ^= 1 << bit;
+                    touched.insert(batch);
+                }
+            }
+            image.bytes.resize(end + zeros, 0);
+            let outcome = walk(image.start(image.next), &image.bytes, chunk);
+            prop_assert_eq!(outcome.tail, Tail::Clean, "never truncated");
+            prop_assert_eq!(outcome.next_offset, image.next);
+            prop_assert!(outcome.segment.end.0 as usize <= end.max(image.bytes.len()));
+            for (number, (base, position)) in image.batches.iter().enumerate() {
+                let lost = outcome.fenced.iter().any(|range| range.from <= *base && *base < range.to);
+                if !touched.contains(&number) {
+                    let inside = |range: &FencedRange| range.from_position <= *position && *position < range.to_position;
+                    prop_assert!(!lost && !outcome.fenced.iter().any(inside), "batch {} at {} was good", number, base);
+                }
+            }
+            prop_assert!(outcome.fenced.iter().all(|range| range.from <= range.to && range.from_position <= range.to_position));
+        }
+
+        #[test]
+        fn any_bytes_end_the_walk(bytes in proptest::collection::vec(prop_oneof![Just(0u8), Just(2), any::<u8>()], 0..600), below: bool, chunk in 1usize..700) {
+            let image = Image { bytes, batches: Vec::new(), next: BASE };
+            let point = if below { BASE.plus(50) } else { BASE };
+            let outcome = walk(image.start(point), &image.bytes, chunk.max(61));
+            prop_assert_eq!(outcome.next_offset, point);
+        }
     }
 }
