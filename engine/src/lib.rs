@@ -7,4 +7,5 @@
 
 pub mod log;
 pub mod sys;
+pub mod transfer;
 pub mod types;

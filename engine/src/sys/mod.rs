@@ -1,1 +1,33 @@
-//! The kernel.
+//! The world, behind one seam: operations as futures, memory as leases, a clock.
+//!
+//! [`Ring`] is all that the rest of the engine sees. Two drivers carry out its closed set of operations (`op`):
+//! `uring`, the kernel; `sim`, a deterministic world made from one seed. This is the only place with `unsafe`, and the
+//! only one that reads a clock, draws a random number, spawns a thread, opens a file or calls a socket.
+#![allow(unsafe_code)]
+
+mod arena;
+mod capabilities;
+mod clock;
+mod gather;
+mod op;
+mod residency;
+mod ring;
+#[cfg(test)]
+mod ring_tests;
+pub mod sim;
+mod task;
+pub mod topology;
+mod uring;
+
+pub use arena::{Arena, ArenaUse, BLOCK_CLASSES, LEASE_BYTES_MAX, Lease, LeaseMut};
+pub use capabilities::Capabilities;
+pub use clock::Moment;
+pub use gather::{GATHER_MAX, Gather};
+pub use op::{DirEntry, DirLock, File, Listener, OpenOptions, Socket};
+pub use residency::{Residency, residency};
+pub use ring::{Done, OPS_IN_FLIGHT_MAX, Ring, RingCounters, Timer};
+pub use task::{Executor, TASKS_MAX};
+pub use uring::{Setup, UringError, UringOptions};
+
+/// What direct reads and writes are aligned to, in memory and in the file: the largest of what devices ask for.
+pub const BLOCK_BYTES: usize = 4096;

@@ -1,0 +1,534 @@
+//! The arena: one shard's memory for moving bytes, registered with the kernel once, lent out as leases.
+//!
+//! Memory is mapped in chunks, touched before use, registered as fixed buffers where the memlock limit allows,
+//! and carved into blocks of a few size classes. A [`LeaseMut`] is the only right to write a range of a block;
+//! [`LeaseMut::freeze`] turns it into a [`Lease`], which may be cloned, sliced and released from any thread but
+//! never written again. That is the whole argument why the kernel may read or write such memory while the rest
+//! of the program runs: whoever could interfere does not hold the right type.
+//!
+//! Relies on nothing but `mmap`; leaves the choice of when to grow to the shard.
+
+use std::cell::Cell;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crossbeam::queue::{ArrayQueue, SegQueue};
+
+/// Sizes of the blocks that leases are cut from, smallest first.
+pub const BLOCK_CLASSES: [usize; 8] =
+    [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
+/// The largest lease.
+pub const LEASE_BYTES_MAX: usize = BLOCK_CLASSES[BLOCK_CLASSES.len() - 1];
+/// Chunks are aligned so that the kernel can back them with huge pages.
+const CHUNK_ALIGN: usize = 2 << 20;
+/// Bytes mapped at once for a class of small blocks.
+const CHUNK_BYTES_MIN: usize = 2 << 20;
+
+/// One shard's memory. Leases outlive it safely; only its owner can take new ones.
+pub struct Arena {
+    shared: Arc<Shared>,
+    chunk_count: Cell<usize>,
+}
+
+/// What leases need to find their way home from any thread.
+struct Shared {
+    /// Free blocks by class, bounded by what the budget could ever hold.
+    free: [ArrayQueue<BlockRef>; BLOCK_CLASSES.len()],
+    chunks: SegQueue<Chunk>,
+    mapped_blocks: [AtomicU64; BLOCK_CLASSES.len()],
+    mapped_bytes: AtomicU64,
+    leased_bytes: AtomicU64,
+    registered_bytes: AtomicU64,
+    bytes_max: u64,
+}
+
+/// One mapping, cut into equal blocks. Unmapped when the arena and every lease on it are gone.
+pub(crate) struct Chunk {
+    base: NonNull<u8>,
+    bytes: usize,
+    blocks: Box<[Block]>,
+}
+
+struct Block {
+    base: NonNull<u8>,
+    class: u8,
+    /// Index of the registered buffer that covers this block; `u32::MAX` when it is not registered.
+    fixed: AtomicU32,
+    /// Leases on this block. The block is in the free list exactly while this is zero.
+    leases: AtomicU32,
+    /// Keeps the arena's memory mapped while the block is leased: a strong count of this `Arc`.
+    home: *const Shared,
+}
+
+#[derive(Clone, Copy)]
+struct BlockRef(NonNull<Block>);
+
+// SAFETY: a `BlockRef` points into a `Chunk` held by `Shared::chunks` for as long as `Shared` lives, and every
+// field that is shared between threads behind it is atomic.
+unsafe impl Send for BlockRef {}
+// SAFETY: as above.
+unsafe impl Sync for BlockRef {}
+// SAFETY: a chunk is plain memory plus atomics; it is not tied to the thread that mapped it.
+unsafe impl Send for Chunk {}
+// SAFETY: as above; its bytes are reached through leases only.
+unsafe impl Sync for Chunk {}
+
+/// The only right to read and write one range of arena memory.
+pub struct LeaseMut {
+    block: BlockRef,
+    start: u32,
+    end: u32,
+}
+
+/// A right to read one range of arena memory that nobody can write any more. Cheap to clone and slice; may be
+/// sent to and released on any thread.
+pub struct Lease {
+    block: BlockRef,
+    start: u32,
+    end: u32,
+}
+
+/// How much memory an arena holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArenaUse {
+    /// Bytes mapped and touched.
+    pub mapped_bytes: u64,
+    /// Bytes of blocks with at least one lease.
+    pub leased_bytes: u64,
+    /// Bytes registered with the ring as fixed buffers.
+    pub registered_bytes: u64,
+    /// The budget.
+    pub bytes_max: u64,
+}
+
+impl Arena {
+    /// An empty arena that may grow to `bytes_max`.
+    #[must_use]
+    pub fn new(bytes_max: u64) -> Arena {
+        let shared = Shared {
+            free: BLOCK_CLASSES.map(|block_bytes| ArrayQueue::new(blocks_max(bytes_max, block_bytes))),
+            chunks: SegQueue::new(),
+            mapped_blocks: Default::default(),
+            mapped_bytes: AtomicU64::new(0),
+            leased_bytes: AtomicU64::new(0),
+            registered_bytes: AtomicU64::new(0),
+            bytes_max,
+        };
+        Arena { shared: Arc::new(shared), chunk_count: Cell::new(0) }
+    }
+
+    /// Takes a lease of at least `bytes` (rounded up to a block), or `None` when no free block of that class is
+    /// mapped: then the owner grows the arena, or waits.
+    #[must_use]
+    pub fn try_lease(&self, bytes: usize) -> Option<LeaseMut> {
+        let class = class_of(bytes)?;
+        let block = self.shared.free[class].pop()?;
+        // SAFETY: `block` came out of this arena's free list, so its chunk is alive.
+        let header = unsafe { block.0.as_ref() };
+        let before = header.leases.swap(1, Ordering::Relaxed);
+        assert_eq!(before, 0, "a block in the free list had {before} leases");
+        // SAFETY: `home` is the `Arc` behind `self.shared`, which is alive here; the count taken now is given
+        // back by the last lease on this block.
+        unsafe { Arc::increment_strong_count(header.home) };
+        let block_bytes = BLOCK_CLASSES[class];
+        self.shared.leased_bytes.fetch_add(block_bytes as u64, Ordering::Relaxed);
+        Some(LeaseMut { block, start: 0, end: block_bytes as u32 })
+    }
+
+    /// Bytes that a chunk for leases of `bytes` would map, or `None` when the budget has no room for it.
+    #[must_use]
+    pub fn growth_for(&self, bytes: usize) -> Option<usize> {
+        let class = class_of(bytes)?;
+        let chunk_bytes = chunk_bytes(class) as u64;
+        let mapped_blocks = self.shared.mapped_blocks[class].load(Ordering::Relaxed);
+        if mapped_blocks as usize + chunk_bytes as usize / BLOCK_CLASSES[class]
+            > self.shared.free[class].capacity()
+        {
+            return None;
+        }
+        let room = self.shared.bytes_max.saturating_sub(self.shared.mapped_bytes.load(Ordering::Relaxed));
+        (chunk_bytes <= room).then_some(chunk_bytes as usize)
+    }
+
+    /// Free blocks of the class that serves `bytes`.
+    #[must_use]
+    pub fn free_blocks(&self, bytes: usize) -> usize {
+        class_of(bytes).map_or(0, |class| self.shared.free[class].len())
+    }
+
+    /// Adds a touched chunk for leases of `bytes`, registered as fixed buffer `fixed` if that succeeded.
+    pub(crate) fn adopt(&self, mut chunk: Chunk, bytes: usize, fixed: Option<u16>) {
+        let class = class_of(bytes).expect("a chunk was mapped for a class that exists");
+        let block_bytes = BLOCK_CLASSES[class];
+        let home = Arc::as_ptr(&self.shared);
+        let block_at = |index: usize| Block {
+            // SAFETY: `index * block_bytes` lies within the chunk, which is one mapping.
+            base: unsafe { chunk.base.add(index * block_bytes) },
+            class: class as u8,
+            fixed: AtomicU32::new(fixed.map_or(u32::MAX, u32::from)),
+            leases: AtomicU32::new(0),
+            home,
+        };
+        chunk.blocks = (0..chunk.bytes / block_bytes).map(block_at).collect();
+        for block in &chunk.blocks {
+            self.shared.give_back(class, BlockRef(NonNull::from(block)));
+        }
+        self.shared.mapped_blocks[class].fetch_add(chunk.blocks.len() as u64, Ordering::Relaxed);
+        self.shared.mapped_bytes.fetch_add(chunk.bytes as u64, Ordering::Relaxed);
+        if fixed.is_some() {
+            self.shared.registered_bytes.fetch_add(chunk.bytes as u64, Ordering::Relaxed);
+        }
+        self.shared.chunks.push(chunk);
+        self.chunk_count.set(self.chunk_count.get() + 1);
+    }
+
+    /// How much is mapped, leased and registered now.
+    #[must_use]
+    pub fn usage(&self) -> ArenaUse {
+        ArenaUse {
+            mapped_bytes: self.shared.mapped_bytes.load(Ordering::Relaxed),
+            leased_bytes: self.shared.leased_bytes.load(Ordering::Relaxed),
+            registered_bytes: self.shared.registered_bytes.load(Ordering::Relaxed),
+            bytes_max: self.shared.bytes_max,
+        }
+    }
+}
+
+impl Shared {
+    fn give_back(&self, class: usize, block: BlockRef) {
+        let pushed = self.free[class].push(block);
+        assert!(pushed.is_ok(), "more free blocks of {} bytes than were ever mapped", BLOCK_CLASSES[class]);
+    }
+}
+
+impl Chunk {
+    /// Maps and touches memory for leases of `bytes`. Takes milliseconds: not for a shard's thread.
+    pub(crate) fn map(bytes: usize) -> std::io::Result<Chunk> {
+        let class = class_of(bytes).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
+        let bytes = chunk_bytes(class);
+        let reserve = bytes + CHUNK_ALIGN;
+        let (read_write, private) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: an anonymous private mapping at an address of the kernel's choice touches nothing of ours.
+        let raw = unsafe { libc::mmap(std::ptr::null_mut(), reserve, read_write, private, -1, 0) };
+        if raw == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        let aligned = (raw as usize).next_multiple_of(CHUNK_ALIGN);
+        let (head, tail) = (aligned - raw as usize, raw as usize + reserve - (aligned + bytes));
+        // SAFETY: both ranges are the unused ends of the mapping just made and nothing points into them.
+        unsafe {
+            if head > 0 {
+                libc::munmap(raw, head);
+            }
+            if tail > 0 {
+                libc::munmap((aligned + bytes) as *mut _, tail);
+            }
+        }
+        let base = NonNull::new(aligned as *mut u8).expect("mmap does not return null");
+        // SAFETY: advice on our own fresh mapping; when the kernel refuses either, pages are touched below.
+        let populated = unsafe {
+            libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+            libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) == 0
+        };
+        if !populated {
+            for page in (0..bytes).step_by(4096) {
+                // SAFETY: `page` is inside the mapping, which is writable and ours alone.
+                unsafe { base.add(page).write_volatile(0) };
+            }
+        }
+        Ok(Chunk { base, bytes, blocks: Box::new([]) })
+    }
+
+    /// Where the chunk lies, for registering it with a ring.
+    pub(crate) fn as_iovec(&self) -> libc::iovec {
+        libc::iovec { iov_base: self.base.as_ptr().cast(), iov_len: self.bytes }
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        for block in &self.blocks {
+            let leases = block.leases.load(Ordering::Acquire);
+            assert_eq!(leases, 0, "arena memory was unmapped under {leases} leases");
+        }
+        // SAFETY: the mapping is ours and no lease is left on any of its blocks (asserted above).
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+impl BlockRef {
+    fn header(&self) -> &Block {
+        // SAFETY: a lease holds a strong count of `Shared`, which owns the chunk that this points into.
+        unsafe { self.0.as_ref() }
+    }
+
+    fn acquire(self) -> BlockRef {
+        let before = self.header().leases.fetch_add(1, Ordering::Relaxed);
+        assert!(before > 0 && before < u32::MAX / 2, "a lease was cloned from a block with {before} leases");
+        self
+    }
+
+    fn release(self) {
+        let header = self.header();
+        if header.leases.fetch_sub(1, Ordering::Release) != 1 {
+            return;
+        }
+        std::sync::atomic::fence(Ordering::Acquire);
+        let (home, class) = (header.home, header.class as usize);
+        // SAFETY: the strong count taken by `try_lease` is still held, so `home` is alive.
+        let shared = unsafe { &*home };
+        shared.leased_bytes.fetch_sub(BLOCK_CLASSES[class] as u64, Ordering::Relaxed);
+        shared.give_back(class, self);
+        // SAFETY: gives back the count taken by `try_lease`; neither `shared` nor `self` is used afterwards.
+        unsafe { Arc::decrement_strong_count(home) };
+    }
+
+    fn pointer(&self, start: u32) -> *mut u8 {
+        // SAFETY: every lease's start lies within its block.
+        unsafe { self.header().base.add(start as usize).as_ptr() }
+    }
+
+    fn fixed(&self) -> Option<u16> {
+        u16::try_from(self.header().fixed.load(Ordering::Relaxed)).ok()
+    }
+}
+
+impl LeaseMut {
+    /// Gives away the first `bytes` as a lease of their own and keeps the rest.
+    ///
+    /// # Panics
+    /// When the lease is shorter.
+    #[must_use]
+    pub fn split_to(&mut self, bytes: usize) -> LeaseMut {
+        assert!(bytes <= self.len(), "{bytes} bytes were split from a lease of {}", self.len());
+        let middle = self.start + bytes as u32;
+        let front = LeaseMut { block: self.block.acquire(), start: self.start, end: middle };
+        self.start = middle;
+        front
+    }
+
+    /// Keeps the first `bytes` and gives away the rest.
+    ///
+    /// # Panics
+    /// When the lease is shorter.
+    #[must_use]
+    pub fn split_off(&mut self, bytes: usize) -> LeaseMut {
+        let front = self.split_to(bytes);
+        std::mem::replace(self, front)
+    }
+
+    /// Joins a neighbour that begins where this one ends, as after [`LeaseMut::split_off`].
+    ///
+    /// # Panics
+    /// When `next` does not follow in the same block.
+    pub fn unsplit(&mut self, next: LeaseMut) {
+        assert!(self.block.0 == next.block.0 && self.end == next.start, "only neighbours can be joined");
+        self.end = next.end;
+    }
+
+    /// Gives up the right to write: from here on the bytes never change.
+    #[must_use]
+    pub fn freeze(self) -> Lease {
+        let lease = Lease { block: self.block, start: self.start, end: self.end };
+        std::mem::forget(self);
+        lease
+    }
+
+    /// Where this lease begins within its block (blocks are aligned to their size, at least 4096).
+    #[must_use]
+    pub fn block_position(&self) -> usize {
+        self.start as usize
+    }
+
+    pub(crate) fn fixed(&self) -> Option<u16> {
+        self.block.fixed()
+    }
+}
+
+impl Lease {
+    /// A lease of a part.
+    ///
+    /// # Panics
+    /// When the range does not lie within this lease.
+    #[must_use]
+    pub fn slice(&self, range: Range<usize>) -> Lease {
+        assert!(
+            range.start <= range.end && range.end <= self.len(),
+            "{range:?} of a lease of {}",
+            self.len()
+        );
+        let start = self.start + range.start as u32;
+        Lease { block: self.block.acquire(), start, end: start + (range.end - range.start) as u32 }
+    }
+
+    /// The right to write again, if this lease covers its whole block and is the only one on it.
+    ///
+    /// # Errors
+    /// The lease itself, otherwise.
+    pub fn try_into_mut(self) -> Result<LeaseMut, Lease> {
+        let whole = self.start == 0 && self.len() == self.block_bytes();
+        if !whole || self.block.header().leases.load(Ordering::Acquire) != 1 {
+            return Err(self);
+        }
+        let lease = LeaseMut { block: self.block, start: self.start, end: self.end };
+        std::mem::forget(self);
+        Ok(lease)
+    }
+
+    /// Bytes of the whole block that this lease keeps from being used again.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        BLOCK_CLASSES[self.block.header().class as usize]
+    }
+
+    /// Whether both leases keep the same block.
+    #[must_use]
+    pub fn same_block(&self, other: &Lease) -> bool {
+        self.block.0 == other.block.0
+    }
+
+    /// Extends this lease over `next` if that begins where this one ends, in the same block; else gives it back.
+    ///
+    /// # Errors
+    /// `next` itself, when it is no neighbour.
+    pub fn try_join(&mut self, next: Lease) -> Result<(), Lease> {
+        if !self.same_block(&next) || self.end != next.start {
+            return Err(next);
+        }
+        self.end = next.end;
+        Ok(())
+    }
+
+    pub(crate) fn fixed(&self) -> Option<u16> {
+        self.block.fixed()
+    }
+}
+
+impl Clone for Lease {
+    fn clone(&self) -> Lease {
+        Lease { block: self.block.acquire(), start: self.start, end: self.end }
+    }
+}
+
+impl Drop for LeaseMut {
+    fn drop(&mut self) {
+        self.block.release();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.block.release();
+    }
+}
+
+impl Deref for LeaseMut {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range lies within the block, the memory is initialised (mapped zeroed and touched), and
+        // this is the only lease on the range that can write it.
+        unsafe {
+            std::slice::from_raw_parts(self.block.pointer(self.start), (self.end - self.start) as usize)
+        }
+    }
+}
+
+impl DerefMut for LeaseMut {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `deref`; and no `Lease` covers the range, since leases come from `freeze` only.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.block.pointer(self.start), (self.end - self.start) as usize)
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range lies within the block and nobody holds a right to write it.
+        unsafe {
+            std::slice::from_raw_parts(self.block.pointer(self.start), (self.end - self.start) as usize)
+        }
+    }
+}
+
+fn class_of(bytes: usize) -> Option<usize> {
+    BLOCK_CLASSES.iter().position(|&block_bytes| bytes <= block_bytes)
+}
+
+/// The most blocks of one class: what the budget allows, and at most 64 Ki of them.
+fn blocks_max(bytes_max: u64, block_bytes: usize) -> usize {
+    (bytes_max as usize / block_bytes).clamp(1, 64 << 10)
+}
+
+fn chunk_bytes(class: usize) -> usize {
+    match BLOCK_CLASSES[class] {
+        small if small <= 64 << 10 => CHUNK_BYTES_MIN,
+        medium if medium <= 1 << 20 => 4 << 20,
+        large => large,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arena_with(bytes: usize) -> Arena {
+        let arena = Arena::new(64 << 20);
+        arena.adopt(Chunk::map(bytes).unwrap(), bytes, None);
+        arena
+    }
+
+    #[test]
+    fn a_block_comes_back_when_its_last_lease_is_gone() {
+        let arena = arena_with(64 << 10);
+        let free = arena.free_blocks(64 << 10);
+        let mut lease = arena.try_lease(50_000).unwrap();
+        assert_eq!(lease.len(), 64 << 10);
+        lease[..3].copy_from_slice(b"abc");
+        let front = lease.split_to(3).freeze();
+        let twin = front.slice(1..2);
+        drop(lease);
+        drop(front);
+        assert_eq!(arena.free_blocks(64 << 10), free - 1);
+        assert_eq!(&twin[..], b"b");
+        drop(twin);
+        assert_eq!(arena.free_blocks(64 << 10), free);
+        assert_eq!(arena.usage().leased_bytes, 0);
+    }
+
+    #[test]
+    fn a_lease_outlives_its_arena_and_may_be_released_elsewhere() {
+        let arena = arena_with(4096);
+        let mut lease = arena.try_lease(10).unwrap();
+        lease[0] = 7;
+        let lease = lease.freeze();
+        drop(arena);
+        let sum = std::thread::spawn(move || lease[0]).join().unwrap();
+        assert_eq!(sum, 7);
+    }
+
+    #[test]
+    fn split_parts_join_again() {
+        let arena = arena_with(4096);
+        let mut lease = arena.try_lease(4096).unwrap();
+        let rest = lease.split_off(1000);
+        assert_eq!((lease.len(), rest.len()), (1000, 3096));
+        lease.unsplit(rest);
+        assert_eq!(lease.len(), 4096);
+    }
+
+    #[test]
+    fn growth_stops_at_the_budget() {
+        let arena = Arena::new(3 << 20);
+        assert_eq!(arena.growth_for(4096), Some(2 << 20));
+        arena.adopt(Chunk::map(4096).unwrap(), 4096, None);
+        assert_eq!(arena.growth_for(4096), None);
+        assert!(arena.try_lease(LEASE_BYTES_MAX + 1).is_none());
+    }
+}

@@ -1,0 +1,275 @@
+//! The closed set of operations that the engine asks of the world, and the handles they are about.
+//!
+//! A [`Request`] owns every byte and handle it needs until its completion, so that dropping the future that waits
+//! for it can never free memory the kernel still uses. Both drivers (the kernel's and the simulated world's) carry
+//! out exactly this set; keep it small.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use super::arena::{Chunk, Lease, LeaseMut};
+use super::gather::Gather;
+use super::sim::{SimFile, SimListener, SimLock, SimSocket};
+use super::uring::OsHandle;
+
+/// A file, open on one shard's ring. Clones share it; it is closed when the last clone and operation are gone.
+#[derive(Clone)]
+pub struct File(pub(crate) Rc<FileKind>);
+
+pub(crate) enum FileKind {
+    Os(OsHandle),
+    Sim(SimFile),
+}
+
+/// A connected stream socket on one shard's ring. Closed when the last clone and operation are gone.
+#[derive(Clone)]
+pub struct Socket(pub(crate) Rc<SocketKind>);
+
+pub(crate) enum SocketKind {
+    Os(OsHandle),
+    Sim(SimSocket),
+}
+
+/// A listening socket on one shard's ring.
+#[derive(Clone)]
+pub struct Listener(pub(crate) Rc<ListenerKind>);
+
+pub(crate) enum ListenerKind {
+    Os { handle: OsHandle, address: SocketAddr },
+    Sim(SimListener),
+}
+
+/// An exclusive claim on a directory, given up on drop (and by the death of the process).
+pub struct DirLock(pub(crate) LockKind);
+
+pub(crate) enum LockKind {
+    Os { _fd: std::os::fd::OwnedFd },
+    Sim { _lock: SimLock },
+}
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Create it when it is not there.
+    pub create: bool,
+    /// Open for writing too.
+    pub write: bool,
+    /// Past the page cache (`O_DIRECT`): positions, lengths and memory aligned to [`super::BLOCK_BYTES`].
+    pub direct: bool,
+}
+
+/// One entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Its name within the directory.
+    pub name: OsString,
+    /// Whether it is itself a directory.
+    pub is_dir: bool,
+    /// Its size; 0 for a directory.
+    pub bytes: u64,
+}
+
+/// What a shard may have under way at its ring.
+pub(crate) enum Request {
+    /// Completes with one connection; the driver keeps a standing operation underneath.
+    Accept(Listener),
+    Connect {
+        socket: Socket,
+        address: Box<super::uring::SockAddr>,
+    },
+    /// `all`: complete when `into` is full or the stream ends.
+    Recv {
+        socket: Socket,
+        into: LeaseMut,
+        all: bool,
+    },
+    /// Completes when everything is queued, or with an error.
+    Send {
+        socket: Socket,
+        from: Lease,
+        more: bool,
+    },
+    SendGather {
+        socket: Socket,
+        from: Gather,
+        more: bool,
+    },
+    Read {
+        file: File,
+        at: u64,
+        into: LeaseMut,
+    },
+    Write {
+        file: File,
+        at: u64,
+        from: Lease,
+    },
+    WriteGather {
+        file: File,
+        at: u64,
+        from: Gather,
+    },
+    /// Makes completed writes of this file survive power loss, with the metadata needed to find them.
+    Sync {
+        file: File,
+    },
+    /// Completes when the socket takes more bytes (or has failed).
+    Writable(Socket),
+    /// A job for the helper pool: may block, for as long as it likes.
+    Help {
+        job: Option<Job>,
+        file: Option<File>,
+    },
+}
+
+/// What helpers do: everything about files that can block. File jobs get their file from [`Request::Help`].
+#[derive(Debug)]
+pub(crate) enum Job {
+    Open {
+        path: PathBuf,
+        options: OpenOptions,
+    },
+    List {
+        path: PathBuf,
+    },
+    /// Makes the directory and what is missing above it, and syncs the parent.
+    MakeDir {
+        path: PathBuf,
+    },
+    SyncDir {
+        path: PathBuf,
+    },
+    /// Renames and syncs the directories of both names.
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    /// Removes a file; not being there is success. Syncs the directory.
+    Remove {
+        path: PathBuf,
+    },
+    /// Removes a directory with all it holds; not being there is success. Syncs the parent.
+    RemoveDir {
+        path: PathBuf,
+    },
+    ReadFile {
+        path: PathBuf,
+        bytes_max: u64,
+    },
+    /// Puts `bytes` under `path` so that a crash leaves the old content or the new, and syncs all of it.
+    Replace {
+        path: PathBuf,
+        bytes: Vec<u8>,
+    },
+    /// Allocates `[from, to)` as zeros, sets the size to at least `to`, syncs.
+    Prepare {
+        from: u64,
+        to: u64,
+    },
+    /// Cuts the file to `to` bytes and syncs.
+    Trim {
+        to: u64,
+    },
+    Size,
+    /// Brings `[from, to)` into the page cache.
+    WarmCache {
+        from: u64,
+        to: u64,
+    },
+    Lock {
+        path: PathBuf,
+    },
+    MapChunk {
+        bytes: usize,
+    },
+    /// Closes a descriptor whose last close may take long (an unlinked segment).
+    Close(std::os::fd::OwnedFd),
+}
+
+/// What a completed operation gives back beside its result.
+pub(crate) enum Reply {
+    None,
+    Socket(Socket),
+    /// A descriptor that a helper opened; the ring that asked turns it into a [`File`].
+    Opened {
+        fd: std::os::fd::OwnedFd,
+        direct: bool,
+    },
+    File(File),
+    Entries(Vec<DirEntry>),
+    Bytes(Vec<u8>),
+    Size(u64),
+    Lock(DirLock),
+    Chunk(Chunk),
+}
+
+/// One answer of the world.
+pub(crate) struct Completion {
+    pub token: Token,
+    pub result: io::Result<u32>,
+    pub reply: Reply,
+}
+
+/// Ties a completion to its operation: the slot it occupies and the slot's generation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Token {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+impl Token {
+    /// The top bit of a ring entry's user data is the driver's own.
+    pub(crate) const GENERATION_MASK: u32 = u32::MAX >> 1;
+
+    pub(crate) fn to_bits(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Token {
+        Token { slot: bits as u32, generation: (bits >> 32) as u32 }
+    }
+}
+
+impl Listener {
+    /// The address it really listens on (with the port the kernel chose, when 0 was asked for).
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        match &*self.0 {
+            ListenerKind::Os { address, .. } => *address,
+            ListenerKind::Sim(listener) => listener.address(),
+        }
+    }
+}
+
+impl Socket {
+    /// Ends the conversation in both directions: pending and later receives see the end of the stream.
+    pub fn shutdown(&self) {
+        match &*self.0 {
+            SocketKind::Os(handle) => handle.shutdown(),
+            SocketKind::Sim(socket) => socket.shutdown(),
+        }
+    }
+
+    /// The peer's address, for messages.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        match &*self.0 {
+            SocketKind::Os(handle) => handle.peer(),
+            SocketKind::Sim(socket) => socket.peer(),
+        }
+    }
+}
+
+impl File {
+    /// Whether reads and writes pass by the page cache.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        match &*self.0 {
+            FileKind::Os(handle) => handle.direct,
+            FileKind::Sim(file) => file.is_direct(),
+        }
+    }
+}

@@ -1,0 +1,890 @@
+//! The ring: everything a shard asks of the world goes through here, and comes back as a future.
+//!
+//! A `Ring` belongs to one thread. It holds a table of operation slots; a slot owns its [`Request`] (memory and
+//! handles) from submission to completion, whatever becomes of the future that waits for it. Which world carries
+//! the request out, the kernel or the simulated one, is one branch in `Driver`.
+
+use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::arena::{Arena, Lease, LeaseMut};
+use super::capabilities::Capabilities;
+use super::clock::Moment;
+use super::gather::Gather;
+use super::op::{
+    Completion, DirEntry, DirLock, File, Job, Listener, OpenOptions, Reply, Request, Socket, Token,
+};
+use super::sim::SimDriver;
+use super::task::{Bell, Executor};
+use super::uring::{Uring, UringError, UringOptions};
+use crate::types::Timestamp;
+
+/// Operations that one ring may have under way; more wait their turn.
+pub const OPS_IN_FLIGHT_MAX: usize = 8192;
+/// How long a lease waits for memory within the budget before it gives up.
+const LEASE_PATIENCE: Duration = Duration::from_secs(2);
+const LEASE_RETRY: Duration = Duration::from_millis(1);
+
+/// One thread's way to the world. Clones share it.
+#[derive(Clone)]
+pub struct Ring(Rc<Inner>);
+
+struct Inner {
+    driver: RefCell<Driver>,
+    slots: RefCell<Slots>,
+    timers: RefCell<Timers>,
+    executor: Executor,
+    arena: Arena,
+    growing: Cell<bool>,
+}
+
+pub(crate) enum Driver {
+    Uring(Uring),
+    Sim(SimDriver),
+}
+
+struct Slots {
+    slots: Vec<Slot>,
+    vacant: Vec<u32>,
+    /// Who waits for a vacant slot.
+    queue: VecDeque<Waker>,
+}
+
+struct Slot {
+    generation: u32,
+    state: SlotState,
+    request: Option<Request>,
+    waker: Option<Waker>,
+    done: Option<(io::Result<u32>, Reply)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum SlotState {
+    Vacant,
+    InFlight,
+    /// In flight, and nobody waits any more: the slot keeps the memory until the completion.
+    Orphan,
+    Done,
+}
+
+struct Timers {
+    heap: BinaryHeap<Reverse<(Moment, u32)>>,
+    timers: Vec<TimerSlot>,
+    vacant: Vec<u32>,
+}
+
+#[derive(Default)]
+struct TimerSlot {
+    deadline: Option<Moment>,
+    /// The heap holds an entry for this timer; it is asked for at that time and put back if armed for later.
+    queued: Option<Moment>,
+    waker: Option<Waker>,
+    vacant: bool,
+}
+
+/// Counts of what a ring did since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingCounters {
+    /// System calls of any kind made on the ring's thread.
+    pub system_calls: u64,
+    /// Of these, `io_uring_enter`.
+    pub enters: u64,
+    /// Operations submitted.
+    pub submissions: u64,
+    /// Bytes of file writes submitted.
+    pub write_bytes: u64,
+    /// File writes submitted.
+    pub writes: u64,
+    /// Syncs submitted.
+    pub syncs: u64,
+    /// The longest time between two visits to the kernel, in nanoseconds.
+    pub longest_tick_nanos: u64,
+}
+
+/// The result of an operation that carries memory: what came of it, and the memory back.
+pub type Done<T> = (io::Result<usize>, T);
+
+impl Ring {
+    /// A ring of the kernel's for the calling thread, with an arena that may grow to `arena_bytes_max`.
+    ///
+    /// # Errors
+    /// When the kernel refuses io_uring: cause and cure.
+    pub fn of_kernel(options: &UringOptions, arena_bytes_max: u64) -> Result<Ring, UringError> {
+        let (uring, bell) = Uring::new(options)?;
+        Ok(Ring::new(Driver::Uring(uring), Box::new(bell), arena_bytes_max))
+    }
+
+    /// What the host granted; `None` in the simulated world.
+    #[must_use]
+    pub fn capabilities(&self) -> Option<Capabilities> {
+        match &*self.0.driver.borrow() {
+            Driver::Uring(uring) => {
+                Some(Capabilities::probe(uring.setup(), self.0.arena.usage().registered_bytes > 0))
+            }
+            Driver::Sim(_) => None,
+        }
+    }
+
+    pub(crate) fn new(driver: Driver, bell: Box<dyn Bell>, arena_bytes_max: u64) -> Ring {
+        let slots =
+            Slots { slots: Vec::with_capacity(256), vacant: Vec::with_capacity(256), queue: VecDeque::new() };
+        let timers = Timers { heap: BinaryHeap::with_capacity(256), timers: Vec::new(), vacant: Vec::new() };
+        Ring(Rc::new(Inner {
+            driver: RefCell::new(driver),
+            slots: RefCell::new(slots),
+            timers: RefCell::new(timers),
+            executor: Executor::new(bell),
+            arena: Arena::new(arena_bytes_max),
+            growing: Cell::new(false),
+        }))
+    }
+
+    /// Runs tasks of this thread.
+    #[must_use]
+    pub fn executor(&self) -> &Executor {
+        &self.0.executor
+    }
+
+    /// Starts a task on this thread.
+    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        self.0.executor.spawn(future);
+    }
+
+    /// The arena that leases come from.
+    #[must_use]
+    pub fn arena(&self) -> &Arena {
+        &self.0.arena
+    }
+
+    /// The monotonic clock.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        match &*self.0.driver.borrow() {
+            Driver::Uring(uring) => uring.now(),
+            Driver::Sim(sim) => sim.now(),
+        }
+    }
+
+    /// The wall clock, in milliseconds. It may jump, also backwards.
+    #[must_use]
+    pub fn wall_clock(&self) -> Timestamp {
+        match &*self.0.driver.borrow() {
+            Driver::Uring(uring) => uring.wall_clock(),
+            Driver::Sim(sim) => sim.wall_clock(),
+        }
+    }
+
+    /// A random number: the kernel's, or the simulated world's seeded one.
+    #[must_use]
+    pub fn random_u64(&self) -> u64 {
+        match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.random_u64(),
+            Driver::Sim(sim) => sim.random_u64(),
+        }
+    }
+
+    /// Whether this ring runs in the simulated world.
+    #[must_use]
+    pub fn is_simulated(&self) -> bool {
+        matches!(&*self.0.driver.borrow(), Driver::Sim(_))
+    }
+
+    /// What the ring did so far.
+    #[must_use]
+    pub fn counters(&self) -> RingCounters {
+        match &*self.0.driver.borrow() {
+            Driver::Uring(uring) => uring.counters(),
+            Driver::Sim(sim) => sim.counters(),
+        }
+    }
+
+    // ---- memory ------------------------------------------------------------------------------------------------
+
+    /// A lease of at least `bytes` from memory that is already there.
+    #[must_use]
+    pub fn try_lease(&self, bytes: usize) -> Option<LeaseMut> {
+        self.0.arena.try_lease(bytes)
+    }
+
+    /// A lease of at least `bytes`; grows the arena within its budget, or waits for other leases to be released.
+    ///
+    /// # Errors
+    /// `OutOfMemory` when the budget stayed exhausted for two seconds, `InvalidInput` above
+    /// [`super::LEASE_BYTES_MAX`], or what the kernel said when it would not map more.
+    pub async fn lease(&self, bytes: usize) -> io::Result<LeaseMut> {
+        if let Some(lease) = self.try_lease(bytes) {
+            return Ok(lease);
+        }
+        if bytes > super::LEASE_BYTES_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("no lease is as large as {bytes} bytes"),
+            ));
+        }
+        let patience = self.now().plus(LEASE_PATIENCE);
+        loop {
+            if !self.0.growing.get() && self.0.arena.growth_for(bytes).is_some() {
+                self.grow(bytes).await?;
+            } else if self.now() > patience {
+                let usage = self.0.arena.usage();
+                let message = format!("no memory for {bytes} bytes within the arena's budget: {usage:?}");
+                return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
+            } else {
+                self.sleep(LEASE_RETRY).await;
+            }
+            if let Some(lease) = self.try_lease(bytes) {
+                return Ok(lease);
+            }
+        }
+    }
+
+    /// Maps, touches and registers one more chunk for leases of `bytes`.
+    ///
+    /// # Errors
+    /// What the kernel said. A refused registration is no error: the chunk is used unregistered, and the arena's
+    /// usage shows it.
+    pub async fn grow(&self, bytes: usize) -> io::Result<()> {
+        self.0.growing.set(true);
+        let reply = self.help(Job::MapChunk { bytes }, None).await;
+        self.0.growing.set(false);
+        let Reply::Chunk(chunk) = reply? else { unreachable!("mapping a chunk replies with it") };
+        let fixed = match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.register_chunk(&chunk),
+            Driver::Sim(_) => None,
+        };
+        self.0.arena.adopt(chunk, bytes, fixed);
+        Ok(())
+    }
+
+    // ---- sockets -----------------------------------------------------------------------------------------------
+
+    /// Listens on `address`. Several rings may listen on one address: the kernel spreads connections over them.
+    ///
+    /// # Errors
+    /// What the kernel said, with the address.
+    pub fn listen(&self, address: SocketAddr) -> io::Result<Listener> {
+        match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.listen(address),
+            Driver::Sim(sim) => sim.listen(address),
+        }
+    }
+
+    /// The next connection that comes in. Underneath stands one operation for all of them.
+    ///
+    /// # Errors
+    /// What the kernel said; after `EMFILE` and its like, wait a little before the next call.
+    pub async fn accept(&self, listener: &Listener) -> io::Result<Socket> {
+        let (result, _, reply) = self.submit(Request::Accept(listener.clone())).await;
+        match (result?, reply) {
+            (_, Reply::Socket(socket)) => Ok(socket),
+            _ => unreachable!("accepting replies with a socket"),
+        }
+    }
+
+    /// Connects to `address`.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn connect(&self, address: SocketAddr) -> io::Result<Socket> {
+        let socket = match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.stream_socket(address)?,
+            Driver::Sim(sim) => sim.stream_socket(address)?,
+        };
+        let address = Box::new(super::uring::SockAddr::from(address));
+        let (result, _, _) = self.submit(Request::Connect { socket: socket.clone(), address }).await;
+        result.map(|_| socket)
+    }
+
+    /// Receives what there is, at least one byte; 0 means that the peer has finished.
+    pub async fn recv(&self, socket: &Socket, into: LeaseMut) -> Done<LeaseMut> {
+        self.recv_request(socket, into, false).await
+    }
+
+    /// Receives until `into` is full; fewer bytes only when the peer has finished or vanished.
+    pub async fn recv_all(&self, socket: &Socket, into: LeaseMut) -> Done<LeaseMut> {
+        self.recv_request(socket, into, true).await
+    }
+
+    async fn recv_request(&self, socket: &Socket, into: LeaseMut, all: bool) -> Done<LeaseMut> {
+        match self.submit(Request::Recv { socket: socket.clone(), into, all }).await {
+            (result, Request::Recv { into, .. }, _) => (result.map(|n| n as usize), into),
+            _ => unreachable!("an operation gives back its own request"),
+        }
+    }
+
+    /// Sends all of `from`. `more` says that further bytes follow at once.
+    pub async fn send(&self, socket: &Socket, from: Lease, more: bool) -> Done<Lease> {
+        match self.submit(Request::Send { socket: socket.clone(), from, more }).await {
+            (result, Request::Send { from, .. }, _) => (result.map(|n| n as usize), from),
+            _ => unreachable!("an operation gives back its own request"),
+        }
+    }
+
+    /// Sends all leases of `from`, in order.
+    pub async fn send_gather(&self, socket: &Socket, from: Gather, more: bool) -> Done<Gather> {
+        match self.submit(Request::SendGather { socket: socket.clone(), from, more }).await {
+            (result, Request::SendGather { from, .. }, _) => (result.map(|n| n as usize), from),
+            _ => unreachable!("an operation gives back its own request"),
+        }
+    }
+
+    /// Completes when `socket` takes more bytes, or has failed.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn writable(&self, socket: &Socket) -> io::Result<()> {
+        self.submit(Request::Writable(socket.clone())).await.0.map(|_| ())
+    }
+
+    /// `sendfile(2)`, now, without waiting: bytes taken by the socket, or `WouldBlock`. The range must be resident
+    /// in the page cache ([`Ring::is_resident`]), or the whole thread waits for the disk.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the socket's buffer is full; otherwise what the kernel said.
+    pub fn sendfile(&self, socket: &Socket, file: &File, at: u64, bytes: u64) -> io::Result<usize> {
+        match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.sendfile(socket, file, at, bytes),
+            Driver::Sim(sim) => sim.sendfile(socket, file, at, bytes),
+        }
+    }
+
+    /// Whether all of `[at, at + bytes)` lies in the page cache now. `false` when the kernel cannot tell.
+    #[must_use]
+    pub fn is_resident(&self, file: &File, at: u64, bytes: u64) -> bool {
+        match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.is_resident(file, at, bytes),
+            Driver::Sim(sim) => sim.is_resident(file, at, bytes),
+        }
+    }
+
+    // ---- files -------------------------------------------------------------------------------------------------
+
+    /// Reads at `at`; fewer bytes than asked for only at the end of the file.
+    pub async fn read(&self, file: &File, at: u64, into: LeaseMut) -> Done<LeaseMut> {
+        match self.submit(Request::Read { file: file.clone(), at, into }).await {
+            (result, Request::Read { into, .. }, _) => (result.map(|n| n as usize), into),
+            _ => unreachable!("an operation gives back its own request"),
+        }
+    }
+
+    /// Writes at `at`: *written* when it completes with all bytes, not yet durable. May write fewer bytes.
+    pub async fn write(&self, file: &File, at: u64, from: Lease) -> Done<Lease> {
+        match self.submit(Request::Write { file: file.clone(), at, from }).await {
+            (result, Request::Write { from, .. }, _) => (result.map(|n| n as usize), from),
+            _ => unreachable!("an operation gives back its own request"),
+        }
+    }
+
+    /// Writes all leases of `from` at `at`, in order. May write fewer bytes.
+    pub async fn write_gather(&self, file: &File, at: u64, from: Gather) -> Done<Gather> {
+        match self.submit(Request::WriteGather { file: file.clone(), at, from }).await {
+            (result, Request::WriteGather { from, .. }, _) => (result.map(|n| n as usize), from),
+            _ => unreachable!("an operation gives back its own request"),
+        }
+    }
+
+    /// Makes every write of `file` that completed before this call survive power loss.
+    ///
+    /// # Errors
+    /// What the kernel said. After an error nothing unsynced may be believed, and a later success proves nothing.
+    pub async fn sync(&self, file: &File) -> io::Result<()> {
+        self.submit(Request::Sync { file: file.clone() }).await.0.map(|_| ())
+    }
+
+    /// Opens a file, on a helper.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path.
+    pub async fn open(&self, path: &Path, options: OpenOptions) -> io::Result<File> {
+        match self.help(Job::Open { path: path.to_owned(), options }, None).await? {
+            Reply::File(file) => Ok(file),
+            Reply::Opened { fd, direct } => match &mut *self.0.driver.borrow_mut() {
+                Driver::Uring(uring) => Ok(uring.adopt_file(fd, direct)),
+                Driver::Sim(_) => unreachable!("the simulated world has no descriptors"),
+            },
+            _ => unreachable!("opening a file replies with it"),
+        }
+    }
+
+    /// The entries of a directory, in no order, on a helper.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path.
+    pub async fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        match self.help(Job::List { path: path.to_owned() }, None).await? {
+            Reply::Entries(entries) => Ok(entries),
+            _ => unreachable!("listing replies with entries"),
+        }
+    }
+
+    /// Makes a directory and what is missing above it, and syncs its parent, on a helper.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path. That it exists already is success.
+    pub async fn make_dir(&self, path: &Path) -> io::Result<()> {
+        self.help(Job::MakeDir { path: path.to_owned() }, None).await.map(drop)
+    }
+
+    /// Makes the names in a directory survive power loss, on a helper.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path.
+    pub async fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.help(Job::SyncDir { path: path.to_owned() }, None).await.map(drop)
+    }
+
+    /// Renames durably, on a helper.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path.
+    pub async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.help(Job::Rename { from: from.to_owned(), to: to.to_owned() }, None).await.map(drop)
+    }
+
+    /// Removes a file durably, on a helper; that it is not there is success.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path.
+    pub async fn remove(&self, path: &Path) -> io::Result<()> {
+        self.help(Job::Remove { path: path.to_owned() }, None).await.map(drop)
+    }
+
+    /// Removes a directory with all it holds, durably, on a helper; that it is not there is success.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path.
+    pub async fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.help(Job::RemoveDir { path: path.to_owned() }, None).await.map(drop)
+    }
+
+    /// Reads a small file whole, on a helper; `None` when it is not there.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path; `InvalidData` when it is larger than `bytes_max`.
+    pub async fn read_file(&self, path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+        match self.help(Job::ReadFile { path: path.to_owned(), bytes_max }, None).await {
+            Ok(Reply::Bytes(bytes)) => Ok(Some(bytes)),
+            Ok(_) => unreachable!("reading a file replies with its bytes"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts `bytes` under `path` so that a crash leaves the old content or the new; durable when it returns.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path.
+    pub async fn replace(&self, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
+        self.help(Job::Replace { path: path.to_owned(), bytes }, None).await.map(drop)
+    }
+
+    /// Allocates `[from, to)` of `file` as zeros and makes its size at least `to`, durably, on a helper.
+    ///
+    /// # Errors
+    /// What the kernel said; `StorageFull` when there is no space.
+    pub async fn prepare(&self, file: &File, from: u64, to: u64) -> io::Result<()> {
+        self.help(Job::Prepare { from, to }, Some(file.clone())).await.map(drop)
+    }
+
+    /// Cuts `file` to `to` bytes, durably, on a helper. Never while a socket may still send its pages.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn trim(&self, file: &File, to: u64) -> io::Result<()> {
+        self.help(Job::Trim { to }, Some(file.clone())).await.map(drop)
+    }
+
+    /// The size of `file`, on a helper.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn size(&self, file: &File) -> io::Result<u64> {
+        match self.help(Job::Size, Some(file.clone())).await? {
+            Reply::Size(bytes) => Ok(bytes),
+            _ => unreachable!("asking for a size replies with it"),
+        }
+    }
+
+    /// Brings `[from, to)` of `file` into the page cache, on a helper.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn warm_cache(&self, file: &File, from: u64, to: u64) -> io::Result<()> {
+        self.help(Job::WarmCache { from, to }, Some(file.clone())).await.map(drop)
+    }
+
+    /// Claims a directory for this process by a lock on `path` in it.
+    ///
+    /// # Errors
+    /// `WouldBlock` with a message that names the holder, or what the kernel said.
+    pub async fn lock(&self, path: &Path) -> io::Result<DirLock> {
+        match self.help(Job::Lock { path: path.to_owned() }, None).await? {
+            Reply::Lock(lock) => Ok(lock),
+            _ => unreachable!("locking replies with the lock"),
+        }
+    }
+
+    async fn help(&self, job: Job, file: Option<File>) -> io::Result<Reply> {
+        let (result, _, reply) = self.submit(Request::Help { job: Some(job), file }).await;
+        result.map(|_| reply)
+    }
+
+    // ---- time --------------------------------------------------------------------------------------------------
+
+    /// Waits for `duration`.
+    pub async fn sleep(&self, duration: Duration) {
+        self.sleep_until(self.now().plus(duration)).await;
+    }
+
+    /// Waits until `deadline`.
+    pub async fn sleep_until(&self, deadline: Moment) {
+        let timer = self.timer();
+        timer.arm(deadline);
+        std::future::poll_fn(|cx| timer.poll_expired(cx)).await;
+    }
+
+    /// A timer to arm again and again without allocating.
+    #[must_use]
+    pub fn timer(&self) -> Timer {
+        let timers = &mut *self.0.timers.borrow_mut();
+        let index = timers.vacant.pop().unwrap_or_else(|| {
+            timers.timers.push(TimerSlot::default());
+            timers.timers.len() as u32 - 1
+        });
+        let slot = &mut timers.timers[index as usize];
+        slot.deadline = None;
+        slot.waker = None;
+        slot.vacant = false;
+        Timer { ring: self.clone(), index }
+    }
+
+    /// When the next armed timer is due.
+    #[must_use]
+    pub(crate) fn next_deadline(&self) -> Option<Moment> {
+        self.0.timers.borrow().heap.peek().map(|Reverse((deadline, _))| *deadline)
+    }
+
+    fn fire_timers(&self) {
+        let now = self.now();
+        loop {
+            let waker = {
+                let timers = &mut *self.0.timers.borrow_mut();
+                let Some(&Reverse((due, index))) = timers.heap.peek() else { return };
+                if due > now {
+                    return;
+                }
+                timers.heap.pop();
+                let slot = &mut timers.timers[index as usize];
+                if slot.queued != Some(due) {
+                    continue; // Armed for an earlier time since; that entry came up before this one.
+                }
+                slot.queued = None;
+                match slot.deadline {
+                    Some(deadline) if deadline > now => {
+                        slot.queued = Some(deadline);
+                        timers.heap.push(Reverse((deadline, index)));
+                        None
+                    }
+                    Some(_) => slot.waker.take(),
+                    None if slot.vacant => {
+                        timers.vacant.push(index);
+                        None
+                    }
+                    None => None,
+                }
+            };
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    // ---- running -----------------------------------------------------------------------------------------------
+
+    /// Runs this thread's tasks until `main` is done, then returns what it gave.
+    pub fn run<T: 'static>(&self, main: impl Future<Output = T> + 'static) -> T {
+        let result = Rc::new(RefCell::new(None));
+        let slot = result.clone();
+        self.spawn(async move {
+            let value = main.await;
+            *slot.borrow_mut() = Some(value);
+        });
+        loop {
+            let ready = self.run_tasks();
+            if let Some(value) = result.borrow_mut().take() {
+                return value;
+            }
+            self.visit(!ready);
+        }
+    }
+
+    /// Runs tasks until none is ready, or for a few passes: what tasks hand to each other is submitted together.
+    /// True when some task is still ready.
+    pub(crate) fn run_tasks(&self) -> bool {
+        const PASSES_MAX: usize = 8;
+        (0..PASSES_MAX).all(|_| self.0.executor.run_ready())
+    }
+
+    /// Visits the world, waiting there only if `wait` and nothing became ready; then tells tasks what happened.
+    pub(crate) fn visit(&self, wait: bool) {
+        let sleep = wait && self.0.executor.prepare_to_sleep();
+        self.enter(sleep);
+        self.0.executor.woke();
+        self.fire_timers();
+        self.reap();
+    }
+
+    fn enter(&self, wait: bool) {
+        let deadline = self.next_deadline();
+        match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.enter(wait, deadline),
+            Driver::Sim(sim) => sim.enter(wait, deadline),
+        }
+    }
+
+    fn reap(&self) {
+        loop {
+            let completion = match &mut *self.0.driver.borrow_mut() {
+                Driver::Uring(uring) => uring.next_completion(),
+                Driver::Sim(sim) => sim.next_completion(),
+            };
+            let Some(completion) = completion else { return };
+            self.complete(completion);
+        }
+    }
+
+    fn complete(&self, completion: Completion) {
+        let Completion { token, result, reply } = completion;
+        let (waker, dropped) = {
+            let slots = &mut *self.0.slots.borrow_mut();
+            let slot = &mut slots.slots[token.slot as usize];
+            assert_eq!(slot.generation, token.generation, "a completion came for a slot that was given away");
+            match slot.state {
+                SlotState::InFlight => {
+                    slot.state = SlotState::Done;
+                    slot.done = Some((result, reply));
+                    (slot.waker.take(), None)
+                }
+                SlotState::Orphan => {
+                    let request = slot.request.take();
+                    (slots.vacate(token.slot), Some((request, reply)))
+                }
+                state => unreachable!("a completion for a slot that is {state:?}"),
+            }
+        };
+        drop(dropped);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn submit(&self, request: Request) -> Op<'_> {
+        Op { ring: self, stage: Stage::New(Some(request)) }
+    }
+
+    /// Drops all tasks and waits until the world has let go of every operation.
+    pub fn shut_down(&self) {
+        self.0.executor.abandon_all();
+        while self.operations_in_flight() > 0 {
+            self.visit(true);
+        }
+    }
+
+    /// Operations that the world has not answered yet.
+    #[must_use]
+    pub fn operations_in_flight(&self) -> usize {
+        let slots = self.0.slots.borrow();
+        slots.slots.iter().filter(|s| matches!(s.state, SlotState::InFlight | SlotState::Orphan)).count()
+    }
+}
+
+impl Drop for Inner {
+    /// A ring that is dropped with operations in flight leaks what they hold: the kernel may still use it.
+    fn drop(&mut self) {
+        for slot in &mut self.slots.get_mut().slots {
+            if matches!(slot.state, SlotState::InFlight | SlotState::Orphan) {
+                std::mem::forget(slot.request.take());
+            }
+        }
+    }
+}
+
+impl Slots {
+    fn occupy(&mut self) -> Option<u32> {
+        if let Some(index) = self.vacant.pop() {
+            return Some(index);
+        }
+        if self.slots.len() == OPS_IN_FLIGHT_MAX {
+            return None;
+        }
+        self.slots.push(Slot {
+            generation: 0,
+            state: SlotState::Vacant,
+            request: None,
+            waker: None,
+            done: None,
+        });
+        Some(self.slots.len() as u32 - 1)
+    }
+
+    /// Frees a slot; returns who is to be told.
+    fn vacate(&mut self, index: u32) -> Option<Waker> {
+        let slot = &mut self.slots[index as usize];
+        slot.state = SlotState::Vacant;
+        slot.generation = slot.generation.wrapping_add(1) & Token::GENERATION_MASK;
+        slot.waker = None;
+        slot.done = None;
+        self.vacant.push(index);
+        self.queue.pop_front()
+    }
+}
+
+/// An operation under way. Dropping it asks the world to cancel; the memory stays with the slot until it answers.
+struct Op<'a> {
+    ring: &'a Ring,
+    stage: Stage,
+}
+
+enum Stage {
+    New(Option<Request>),
+    InFlight(Token),
+    Finished,
+}
+
+impl Future for Op<'_> {
+    type Output = (io::Result<u32>, Request, Reply);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let ring = self.ring;
+        match &mut self.stage {
+            Stage::New(request) => {
+                let slots = &mut *ring.0.slots.borrow_mut();
+                let Some(index) = slots.occupy() else {
+                    slots.queue.push_back(cx.waker().clone());
+                    return Poll::Pending;
+                };
+                let slot = &mut slots.slots[index as usize];
+                let token = Token { slot: index, generation: slot.generation };
+                slot.state = SlotState::InFlight;
+                slot.waker = Some(cx.waker().clone());
+                let request = slot.request.insert(request.take().expect("an operation is submitted once"));
+                match &mut *ring.0.driver.borrow_mut() {
+                    Driver::Uring(uring) => uring.submit(token, request),
+                    Driver::Sim(sim) => sim.submit(token, request),
+                }
+                self.stage = Stage::InFlight(token);
+                Poll::Pending
+            }
+            Stage::InFlight(token) => {
+                let index = token.slot;
+                let (result, reply, request, next) = {
+                    let slots = &mut *ring.0.slots.borrow_mut();
+                    let slot = &mut slots.slots[index as usize];
+                    if slot.state != SlotState::Done {
+                        if !slot.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+                            slot.waker = Some(cx.waker().clone());
+                        }
+                        return Poll::Pending;
+                    }
+                    let (result, reply) = slot.done.take().expect("a slot that is done has a result");
+                    let request = slot.request.take().expect("a slot that is done has its request");
+                    (result, reply, request, slots.vacate(index))
+                };
+                self.stage = Stage::Finished;
+                if let Some(waker) = next {
+                    waker.wake();
+                }
+                Poll::Ready((result, request, reply))
+            }
+            Stage::Finished => panic!("an operation was polled after its end"),
+        }
+    }
+}
+
+impl Drop for Op<'_> {
+    fn drop(&mut self) {
+        let Stage::InFlight(token) = self.stage else { return };
+        let (waker, _request, _done) = {
+            let slots = &mut *self.ring.0.slots.borrow_mut();
+            let slot = &mut slots.slots[token.slot as usize];
+            if slot.state == SlotState::Done {
+                let (request, done) = (slot.request.take(), slot.done.take());
+                (slots.vacate(token.slot), request, done)
+            } else {
+                slot.state = SlotState::Orphan;
+                slot.waker = None;
+                (None, None, None)
+            }
+        };
+        if self.ring.0.slots.borrow().slots[token.slot as usize].state == SlotState::Orphan {
+            match &mut *self.ring.0.driver.borrow_mut() {
+                Driver::Uring(uring) => uring.cancel(token),
+                Driver::Sim(sim) => sim.cancel(token),
+            }
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// A timer that can be armed again and again. Dropped, it is disarmed.
+pub struct Timer {
+    ring: Ring,
+    index: u32,
+}
+
+impl Timer {
+    /// Expires at `deadline`, instead of whenever it was armed for before.
+    pub fn arm(&self, deadline: Moment) {
+        let timers = &mut *self.ring.0.timers.borrow_mut();
+        let slot = &mut timers.timers[self.index as usize];
+        slot.deadline = Some(deadline);
+        // An entry that is due no later than this one serves: when it comes up it is put back for later.
+        if slot.queued.is_none_or(|queued| queued > deadline) {
+            slot.queued = Some(deadline);
+            timers.heap.push(Reverse((deadline, self.index)));
+        }
+    }
+
+    /// Does not expire.
+    pub fn disarm(&self) {
+        self.ring.0.timers.borrow_mut().timers[self.index as usize].deadline = None;
+    }
+
+    /// Ready once the deadline has passed.
+    pub fn poll_expired(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = self.ring.now();
+        let slot = &mut self.ring.0.timers.borrow_mut().timers[self.index as usize];
+        if slot.deadline.is_some_and(|deadline| deadline <= now) {
+            return Poll::Ready(());
+        }
+        if !slot.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            slot.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let timers = &mut *self.ring.0.timers.borrow_mut();
+        let slot = &mut timers.timers[self.index as usize];
+        slot.deadline = None;
+        slot.waker = None;
+        slot.vacant = true;
+        // While the heap still names this slot it is not given away; the entry's turn does that.
+        if slot.queued.is_none() {
+            timers.vacant.push(self.index);
+        }
+    }
+}

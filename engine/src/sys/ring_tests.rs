@@ -1,0 +1,163 @@
+//! The kernel's ring, for real: sockets, files, timers, dropped operations.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::*;
+
+fn ring() -> Ring {
+    Ring::of_kernel(&UringOptions::default(), 64 << 20).expect("these tests need io_uring")
+}
+
+#[test]
+fn bytes_go_through_a_socket_and_a_file() {
+    let ring = ring();
+    let main = ring.clone();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f");
+    ring.run(async move {
+        let ring = main;
+        let listener = ring.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.address();
+        let server = ring.clone();
+        let received = Rc::new(Cell::new(0));
+        let seen = received.clone();
+        ring.spawn(async move {
+            for _ in 0..2 {
+                let socket = server.accept(&listener).await.unwrap();
+                let into = server.lease(100_000).await.unwrap();
+                let (result, into) = server.recv_all(&socket, into).await;
+                let n = result.unwrap();
+                assert!(into[..n].iter().all(|&b| b == 7));
+                seen.set(seen.get() + n);
+            }
+        });
+        for _ in 0..2 {
+            let socket = ring.connect(address).await.unwrap();
+            let mut from = ring.lease(60_000).await.unwrap();
+            from.fill(7);
+            let from = from.freeze();
+            let mut gather = Gather::new();
+            gather.push(from.slice(0..10)).ok().unwrap();
+            gather.push(from.slice(50..60_000)).ok().unwrap();
+            let (result, gather) = ring.send_gather(&socket, gather, false).await;
+            assert_eq!(result.unwrap(), gather.bytes());
+            // sendfile, on the same non-blocking socket.
+            let file =
+                ring.open(&path, OpenOptions { create: true, write: true, direct: false }).await.unwrap();
+            let (result, _) = ring.write(&file, 0, from.slice(0..5000)).await;
+            assert_eq!(result.unwrap(), 5000);
+            ring.sync(&file).await.unwrap();
+            assert!(ring.is_resident(&file, 0, 5000));
+            assert_eq!(ring.sendfile(&socket, &file, 0, 5000).unwrap(), 5000);
+            ring.writable(&socket).await.unwrap();
+        }
+        while received.get() < 2 * (59_960 + 5000) {
+            ring.sleep(Duration::from_millis(1)).await;
+        }
+    });
+    ring.shut_down();
+}
+
+#[test]
+fn a_dropped_receive_keeps_its_memory_until_the_kernel_lets_go() {
+    let ring = ring();
+    let main = ring.clone();
+    ring.run(async move {
+        let ring = main;
+        let listener = ring.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let client = ring.connect(listener.address()).await.unwrap();
+        let server = ring.accept(&listener).await.unwrap();
+        let into = ring.lease(4096).await.unwrap();
+        let leased = ring.arena().usage().leased_bytes;
+        {
+            let receive = ring.recv(&server, into);
+            let mut receive = std::pin::pin!(receive);
+            let never = std::future::poll_fn(|cx| {
+                assert!(receive.as_mut().poll(cx).is_pending());
+                std::task::Poll::Ready(())
+            });
+            never.await;
+        }
+        assert_eq!(ring.arena().usage().leased_bytes, leased, "the kernel may still write there");
+        while ring.arena().usage().leased_bytes == leased {
+            ring.sleep(Duration::from_millis(1)).await;
+        }
+        drop(client);
+    });
+    ring.shut_down();
+    assert_eq!(ring.operations_in_flight(), 0);
+}
+
+#[test]
+fn direct_writes_use_registered_memory() {
+    let ring = ring();
+    let main = ring.clone();
+    let directory = tempfile::tempdir_in(".").unwrap();
+    let path = directory.path().join("d");
+    ring.run(async move {
+        let ring = main;
+        let options = OpenOptions { create: true, write: true, direct: true };
+        let Ok(file) = ring.open(&path, options).await else {
+            eprintln!("SKIP: no O_DIRECT on this file system");
+            return;
+        };
+        ring.prepare(&file, 0, 1 << 20).await.unwrap();
+        assert_eq!(ring.size(&file).await.unwrap(), 1 << 20);
+        let mut lease = ring.lease(64 << 10).await.unwrap();
+        lease.fill(3);
+        let (result, lease) = ring.write(&file, 8192, lease.freeze()).await;
+        assert_eq!(result.unwrap(), lease.len());
+        let (result, read) = ring.read(&file, 4096, ring.try_lease(64 << 10).unwrap()).await;
+        assert_eq!(result.unwrap(), 64 << 10);
+        assert!(read[..4096].iter().all(|&b| b == 0) && read[4096..].iter().all(|&b| b == 3));
+        ring.trim(&file, 4096).await.unwrap();
+        assert_eq!(ring.size(&file).await.unwrap(), 4096);
+    });
+    ring.shut_down();
+}
+
+#[test]
+fn a_second_lock_names_the_holder() {
+    let ring = ring();
+    let main = ring.clone();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(".lock");
+    ring.run(async move {
+        let first = main.lock(&path).await.unwrap();
+        let error = main.lock(&path).await.err().expect("the directory is taken").to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(first);
+        main.lock(&path).await.unwrap();
+    });
+}
+
+#[test]
+fn timers_fire_in_order_and_can_be_armed_again() {
+    let ring = ring();
+    let main = ring.clone();
+    let started = ring.now();
+    ring.run(async move {
+        let timer = main.timer();
+        timer.arm(main.now().plus(Duration::from_secs(100)));
+        timer.arm(main.now().plus(Duration::from_millis(5)));
+        std::future::poll_fn(|cx| timer.poll_expired(cx)).await;
+        timer.arm(main.now().plus(Duration::from_millis(5)));
+        std::future::poll_fn(|cx| timer.poll_expired(cx)).await;
+    });
+    let took = ring.now().nanos_since(started);
+    assert!((10_000_000..50_000_000_000).contains(&took), "{took}");
+}
+
+#[test]
+fn a_lost_path_is_an_error_that_names_it() {
+    let ring = ring();
+    let main = ring.clone();
+    ring.run(async move {
+        let path = std::path::Path::new("/nowhere/at/all");
+        let error = main.open(path, OpenOptions::default()).await.err().unwrap();
+        assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
+        assert!(main.read_file(path, 10).await.unwrap().is_none());
+    });
+}

@@ -1,0 +1,167 @@
+//! Descriptors on the kernel's ring: registered in its file table where there is room, closed when nobody uses them.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+
+use io_uring::IoUring;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, sockopt};
+
+use super::helpers;
+use crate::sys::op::Job;
+
+/// Files and sockets that one ring registers at most; more are used by descriptor.
+const FIXED_FILES_MAX: u32 = 8192;
+const LISTEN_BACKLOG: i32 = 1024;
+
+/// A descriptor, with its place in the ring's table of registered files if it has one.
+pub struct OsHandle {
+    fd: Option<OwnedFd>,
+    fixed: Option<u32>,
+    pub(crate) direct: bool,
+    table: Rc<FixedTable>,
+    /// Files are closed by a helper: the last close of an unlinked segment frees its blocks, which takes long.
+    closer: Option<helpers::Sender>,
+}
+
+/// Which places of the ring's file table are free, and which are to be emptied before the next visit.
+pub(crate) struct FixedTable {
+    vacant: RefCell<Vec<u32>>,
+    retired: RefCell<Vec<u32>>,
+}
+
+impl FixedTable {
+    /// Registers an empty table with the ring; an empty one of no places when the kernel refuses.
+    pub(crate) fn register(ring: &IoUring) -> FixedTable {
+        let (limit, _) =
+            nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
+        let places = FIXED_FILES_MAX.min(u32::try_from(limit).unwrap_or(u32::MAX));
+        let registered = places > 0 && ring.submitter().register_files_sparse(places).is_ok();
+        let vacant = if registered { (0..places).rev().collect() } else { Vec::new() };
+        FixedTable { vacant: RefCell::new(vacant), retired: RefCell::new(Vec::new()) }
+    }
+
+    fn place(&self, ring: &IoUring, fd: RawFd) -> Option<u32> {
+        let index = self.vacant.borrow_mut().pop()?;
+        match ring.submitter().register_files_update(index, &[fd]) {
+            Ok(_) => Some(index),
+            Err(_) => {
+                self.vacant.borrow_mut().push(index);
+                None
+            }
+        }
+    }
+
+    /// Takes the files of dropped handles out of the ring, which closes them.
+    pub(crate) fn retire(&self, ring: &IoUring, system_calls: &mut u64) {
+        if self.retired.borrow().is_empty() {
+            return;
+        }
+        for index in self.retired.borrow_mut().drain(..) {
+            *system_calls += 1;
+            let emptied = ring.submitter().register_files_update(index, &[-1]);
+            assert!(emptied.is_ok(), "place {index} of the file table could not be emptied: {emptied:?}");
+            self.vacant.borrow_mut().push(index);
+        }
+    }
+}
+
+impl OsHandle {
+    pub(super) fn new(
+        fd: OwnedFd,
+        direct: bool,
+        table: &Rc<FixedTable>,
+        ring: &IoUring,
+        closer: Option<helpers::Sender>,
+    ) -> OsHandle {
+        let fixed = table.place(ring, fd.as_raw_fd());
+        OsHandle { fd: Some(fd), fixed, direct, table: table.clone(), closer }
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd.as_ref().expect("a handle has its descriptor until it is dropped").as_raw_fd()
+    }
+
+    pub(super) fn fixed(&self) -> Option<u32> {
+        self.fixed
+    }
+
+    pub(crate) fn shutdown(&self) {
+        // A peer that is gone already is what was wanted.
+        let _ = socket::shutdown(self.fd(), socket::Shutdown::Both);
+    }
+
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        let storage = socket::getpeername::<SockaddrStorage>(self.fd()).ok()?;
+        to_std(&storage)
+    }
+}
+
+impl Drop for OsHandle {
+    fn drop(&mut self) {
+        if let Some(index) = self.fixed {
+            self.table.retired.borrow_mut().push(index);
+        }
+        let fd = self.fd.take().expect("a handle is dropped once");
+        if let Some(closer) = &self.closer {
+            closer.send_unanswered(Job::Close(fd));
+        }
+    }
+}
+
+/// A socket address in the kernel's shape.
+pub struct SockAddr(SockaddrStorage);
+
+impl From<SocketAddr> for SockAddr {
+    fn from(address: SocketAddr) -> SockAddr {
+        SockAddr(SockaddrStorage::from(address))
+    }
+}
+
+impl SockAddr {
+    pub(super) fn as_parts(&self) -> (*const libc::sockaddr, libc::socklen_t) {
+        (self.0.as_ptr(), self.0.len())
+    }
+}
+
+fn to_std(storage: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = storage.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
+    v4.or_else(|| storage.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
+}
+
+fn stream(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    // Non-blocking for the inline calls (sendfile); operations on the ring wait all the same.
+    Ok(socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?)
+}
+
+pub(super) fn stream_socket(address: SocketAddr) -> io::Result<OwnedFd> {
+    let fd = stream(address)?;
+    set_no_delay(fd.as_raw_fd());
+    Ok(fd)
+}
+
+pub(super) fn listening_socket(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+    let explain = |errno: nix::Error| {
+        let source = io::Error::from(errno);
+        io::Error::new(source.kind(), format!("cannot listen on {address}: {source}"))
+    };
+    let fd = stream(address)?;
+    socket::setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(explain)?;
+    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).map_err(explain)?;
+    socket::listen(&fd, socket::Backlog::new(LISTEN_BACKLOG).map_err(explain)?).map_err(explain)?;
+    let bound = socket::getsockname::<SockaddrStorage>(fd.as_raw_fd()).map_err(explain)?;
+    Ok((fd, to_std(&bound).unwrap_or(address)))
+}
+
+/// Small answers must not wait for more to come. Sockets that have no such switch do not need it.
+pub(super) fn set_no_delay(fd: RawFd) {
+    // SAFETY: the descriptor is open for the whole call and `one` outlives it.
+    unsafe {
+        let one = 1i32;
+        let bytes = size_of::<i32>() as libc::socklen_t;
+        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const one).cast(), bytes);
+    }
+}

@@ -1,0 +1,69 @@
+//! `copy`: the four-step path that every other strategy is held against.
+//!
+//! The path of a byte: disk -(DMA)-> page cache -(CPU, read)-> our memory -(CPU, send)-> socket -(DMA)-> card.
+//! Two CPU copies. It asks nothing of file or kernel, and when the bytes are in the cache and small enough to stay in
+//! the processor's own, it is often not slower than the cleverer ways.
+
+use std::io;
+
+use super::{Declaration, Outgoing};
+use crate::sys::{Lease, LeaseMut};
+use crate::transfer::join::join;
+use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds};
+
+pub(super) const DECLARATION: Declaration = Declaration {
+    name: "copy",
+    profile: CopyProfile { cpu_copies: 2.0, user_copies: 0.0, shares_pages: false },
+    free_signal: FreeSignal::Completion,
+    carries: PieceKinds { memory: false, file: true },
+    needs: "nothing",
+};
+
+/// Read and sent at a time: large enough that calls do not count, small enough for the second-level cache.
+const UNIT_BYTES: usize = 256 << 10;
+
+/// Reads one unit ahead of the send.
+pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {
+    let Piece::File { file, at, bytes } = piece else { unreachable!("copy carries file pieces") };
+    let (mut at, end) = (at.0, at.0 + bytes);
+    let ring = out.ring.clone();
+    let mut next = Some(read_unit(&ring, &file.file, &file.path, at, end).await?);
+    while let Some(unit) = next.take() {
+        at += unit.len() as u64;
+        out.add_memory(unit).await?;
+        if at == end {
+            break; // What follows in the answer may share its send.
+        }
+        let reading = read_unit(&ring, &file.file, &file.path, at, end);
+        let (sent, read) = join(out.flush(true), reading).await;
+        sent?;
+        next = Some(read?);
+    }
+    Ok(())
+}
+
+async fn read_unit(
+    ring: &crate::sys::Ring,
+    file: &crate::sys::File,
+    path: &std::path::Path,
+    at: u64,
+    end: u64,
+) -> io::Result<Lease> {
+    let bytes = (end - at).min(UNIT_BYTES as u64) as usize;
+    let mut into: LeaseMut = ring.lease(bytes).await?;
+    drop(into.split_off(bytes));
+    let mut filled = into.split_to(0);
+    while !into.is_empty() {
+        let (result, rest) = ring.read(file, at + filled.len() as u64, into).await;
+        into = rest;
+        match result? {
+            0 => {
+                let position = at + filled.len() as u64;
+                let message = format!("{} ends at {position}, expected up to {end}", path.display());
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+            }
+            n => filled.unsplit(into.split_to(n)),
+        }
+    }
+    Ok(filled.freeze())
+}

@@ -1,0 +1,200 @@
+//! Egress: the pieces of a plan to a socket, by one strategy of the list.
+
+mod copy;
+mod sendfile;
+mod tail;
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use super::counters::TransferCounters;
+use super::plan::{Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Response};
+use crate::sys::{Ring, Socket};
+
+/// What a strategy declares about itself.
+pub(super) struct Declaration {
+    name: &'static str,
+    profile: CopyProfile,
+    free_signal: FreeSignal,
+    carries: PieceKinds,
+    /// What it needs of kernel and file, in words.
+    needs: &'static str,
+}
+
+/// The one list. A strategy is a file with `DECLARATION` and `send_piece`, and a line here.
+macro_rules! strategies {
+    ($($(#[$doc:meta])* $variant:ident => $module:ident,)*) => {
+        /// A way of moving record bytes from the log to a socket.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Egress {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Egress {
+            /// Every strategy there is.
+            pub const ALL: &'static [Egress] = &[$(Egress::$variant,)*];
+
+            fn declaration(self) -> &'static Declaration {
+                match self {
+                    $(Egress::$variant => &$module::DECLARATION,)*
+                }
+            }
+        }
+
+        async fn send_piece(egress: Egress, out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {
+            match egress {
+                $(Egress::$variant => $module::send_piece(out, piece).await,)*
+            }
+        }
+    };
+}
+
+strategies! {
+    /// Read into memory, send from there: the four-step path.
+    Copy => copy,
+    /// `sendfile(2)`: pages go from the cache to the socket without passing through us.
+    Sendfile => sendfile,
+    /// Send from the tail cache: the memory that the batch was written from.
+    Tail => tail,
+}
+
+/// A send under way.
+pub(super) struct Outgoing<'a> {
+    ring: &'a Ring,
+    socket: &'a Socket,
+    response: &'a mut Response,
+    counters: &'a TransferCounters,
+    /// The strategy whose turn it is, for its counters.
+    egress: Egress,
+}
+
+/// Sends all of `response`, record pieces by `egress`, and leaves it empty.
+///
+/// # Errors
+/// What the kernel said. Part of the answer may have gone out: the connection must be closed, never padded.
+pub async fn send(
+    ring: &Ring,
+    socket: &Socket,
+    egress: Egress,
+    response: &mut Response,
+    counters: &TransferCounters,
+) -> io::Result<()> {
+    let mut out = Outgoing { ring, socket, response, counters, egress };
+    let sent = out.run(egress).await;
+    if sent.is_err() {
+        out.response.clear();
+    }
+    sent
+}
+
+impl Outgoing<'_> {
+    async fn run(&mut self, wanted: Egress) -> io::Result<()> {
+        while let Some(chunk) = self.response.chunks.pop_front() {
+            match chunk {
+                Chunk::Protocol(protocol) => self.add_memory(protocol.0).await?,
+                Chunk::Records(piece) => {
+                    let bytes = piece.bytes();
+                    self.egress = wanted.carrier_of(&piece);
+                    if self.egress != wanted {
+                        self.counters.note(wanted, |c| c.fallback_bytes += bytes);
+                    }
+                    self.counters.note(self.egress, |c| c.bytes += bytes);
+                    send_piece(self.egress, self, piece).await?;
+                }
+            }
+        }
+        self.flush(false).await
+    }
+
+    /// Appends memory to what the next send takes along.
+    async fn add_memory(&mut self, lease: crate::sys::Lease) -> io::Result<()> {
+        let gather = self.response.gather.as_mut().expect("no send is under way");
+        if let Err(lease) = gather.push(lease) {
+            self.flush(true).await?;
+            let gather = self.response.gather.as_mut().expect("no send is under way");
+            gather.push(lease).map_err(|_| io::Error::other("an empty gather takes a lease"))?;
+        }
+        Ok(())
+    }
+
+    /// Sends what memory has gathered. `more` says that further bytes follow at once.
+    async fn flush(&mut self, more: bool) -> io::Result<()> {
+        loop {
+            let gather = self.response.gather.take().expect("no send is under way");
+            if gather.is_empty() {
+                self.response.gather = Some(gather);
+                return Ok(());
+            }
+            self.counters.note(self.egress, |c| c.sends += 1);
+            let (result, mut gather) = self.ring.send_gather(self.socket, gather, more).await;
+            match result {
+                Ok(sent) => gather.advance(sent),
+                Err(error) => {
+                    gather.clear();
+                    self.response.gather = Some(gather);
+                    return Err(error);
+                }
+            }
+            self.response.gather = Some(gather);
+        }
+    }
+}
+
+impl Egress {
+    /// Its name on command lines and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.declaration().name
+    }
+
+    /// The copies it declares.
+    #[must_use]
+    pub fn profile(self) -> CopyProfile {
+        self.declaration().profile
+    }
+
+    /// When the source bytes may change.
+    #[must_use]
+    pub fn free_signal(self) -> FreeSignal {
+        self.declaration().free_signal
+    }
+
+    /// The pieces it moves by its own means.
+    #[must_use]
+    pub fn carries(self) -> PieceKinds {
+        self.declaration().carries
+    }
+
+    /// What it needs, in words.
+    #[must_use]
+    pub fn needs(self) -> &'static str {
+        self.declaration().needs
+    }
+
+    /// Who moves `piece` when this strategy was asked to: itself, or the named fallback.
+    #[must_use]
+    pub fn carrier_of(self, piece: &Piece) -> Egress {
+        match piece {
+            Piece::Memory(_) if !self.carries().memory => Egress::Tail,
+            Piece::File { .. } if !self.carries().file => Egress::Copy,
+            _ => self,
+        }
+    }
+}
+
+impl fmt::Display for Egress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Egress {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Egress, String> {
+        let known = || Egress::ALL.iter().map(|e| e.name()).collect::<Vec<_>>().join(", ");
+        let found = Egress::ALL.iter().copied().find(|e| e.name() == name);
+        found.ok_or_else(|| format!("there is no egress strategy \"{name}\"; there are {}", known()))
+    }
+}

@@ -1,0 +1,121 @@
+//! `buffered`: written from where it was received, through the page cache.
+//!
+//! The path of a byte: socket -(CPU, recv)-> our memory -(CPU, write)-> page cache -(DMA, later)-> disk. Two CPU
+//! copies, none of them ours. What is read next is in the cache already; what is read last pushes it out.
+//! There is no staging and no tail cache: readers come from the page cache.
+
+use std::collections::VecDeque;
+
+use super::{Declaration, Need, WriteData, WriteUnit};
+use crate::log::LogPoint;
+use crate::sys::{GATHER_MAX, Gather, Lease, LeaseMut, Moment};
+use crate::transfer::plan::CopyProfile;
+use crate::types::{Offset, Position};
+
+pub(super) const DECLARATION: Declaration = Declaration {
+    name: "buffered",
+    profile: CopyProfile { cpu_copies: 2.0, user_copies: 0.0, shares_pages: false },
+    direct: false,
+    needs: "nothing",
+};
+
+/// Written at a time under load.
+const UNIT_BYTES_MAX: usize = 4 << 20;
+
+/// Batches that wait to be written, each where it was received.
+pub struct Stage {
+    queue: VecDeque<Waiting>,
+    queued_bytes: usize,
+    /// The memory list, reused; absent while a unit is under way.
+    gather: Option<Gather>,
+    unit_bytes: usize,
+}
+
+struct Waiting {
+    batch: Lease,
+    start: LogPoint,
+    end: LogPoint,
+    accepted: Moment,
+}
+
+impl Stage {
+    pub(super) fn new(_end: LogPoint) -> Stage {
+        Stage {
+            queue: VecDeque::with_capacity(64),
+            queued_bytes: 0,
+            gather: Some(Gather::new()),
+            unit_bytes: 0,
+        }
+    }
+
+    #[allow(clippy::unused_self)]
+    pub(super) fn need(&self, _start: LogPoint, _bytes: usize) -> Need {
+        Need::Nothing
+    }
+
+    #[allow(clippy::unused_self)]
+    pub(super) fn supply(&mut self, memory: LeaseMut) {
+        drop(memory);
+    }
+
+    #[allow(clippy::unused_self)]
+    pub(super) fn prime(&mut self, _end: LogPoint, block: LeaseMut) {
+        drop(block);
+    }
+
+    pub(super) fn accept(&mut self, batch: Lease, start: LogPoint, end: LogPoint, now: Moment) -> u64 {
+        self.queued_bytes += batch.len();
+        self.queue.push_back(Waiting { batch, start, end, accepted: now });
+        0
+    }
+
+    pub(super) fn take_unit(&mut self) -> Option<WriteUnit> {
+        let first = self.queue.front()?;
+        let (segment, at, accepted) = (first.start.segment, first.start.position, first.accepted);
+        let mut gather = self.gather.take().expect("one unit is under way at a time");
+        let mut end = first.end;
+        while let Some(waiting) = self.queue.front() {
+            let full = gather.bytes() > 0 && gather.bytes() + waiting.batch.len() > UNIT_BYTES_MAX;
+            if waiting.start.segment != segment || full || gather.leases().len() == GATHER_MAX {
+                break;
+            }
+            let waiting = self.queue.pop_front().expect("looked at above");
+            end = waiting.end;
+            gather.push(waiting.batch).ok().expect("the gather has room");
+        }
+        self.unit_bytes = gather.bytes();
+        self.queued_bytes -= self.unit_bytes;
+        let writes = [Some((at, WriteData::Many(gather))), None, None, None];
+        Some(WriteUnit { segment, writes, end: Some(end), accepted })
+    }
+
+    pub(super) fn finish_unit(&mut self, unit: WriteUnit) {
+        for (_, data) in unit.writes.into_iter().flatten() {
+            if let WriteData::Many(mut gather) = data {
+                gather.clear();
+                self.gather = Some(gather);
+            }
+        }
+        self.unit_bytes = 0;
+    }
+
+    #[allow(clippy::unused_self)]
+    pub(super) fn memory(&self, _: Offset, _: Position, to: Position, _: &mut dyn FnMut(Lease)) -> Position {
+        to
+    }
+
+    /// Appending to a cached page changes none of its earlier bytes, so all that is written may be sent from there.
+    #[allow(clippy::unused_self)]
+    pub(super) fn file_limit(&self, written: LogPoint, segment: Offset) -> Position {
+        if written.segment == segment { written.position } else { Position(u64::MAX) }
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.queued_bytes + self.unit_bytes
+    }
+
+    #[allow(clippy::unused_self)]
+    pub(super) fn evict_oldest(&mut self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,232 @@
+//! Ingress: accepted batches to the segment file, by one strategy of the list.
+//!
+//! A partition has one [`Staged`]: what was accepted and is not yet written, and (where the strategy stages in memory
+//! of its own) the tail cache. It says what to write next and keeps the memory until that is done; the shard does
+//! the writing, one unit at a time, so that the next unit gathers meanwhile: that is the group commit.
+
+mod buffered;
+mod copy;
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::plan::CopyProfile;
+use crate::log::LogPoint;
+use crate::sys::{Gather, Lease, LeaseMut, Moment};
+use crate::types::{Offset, Position};
+
+/// What a strategy declares about itself.
+pub(super) struct Declaration {
+    name: &'static str,
+    profile: CopyProfile,
+    direct: bool,
+    needs: &'static str,
+}
+
+/// The one list. A strategy is a file with `DECLARATION` and a `Stage`, and a line here.
+macro_rules! strategies {
+    ($($(#[$doc:meta])* $variant:ident => $module:ident,)*) => {
+        /// A way of moving accepted batches into the segment file.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Ingress {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Ingress {
+            /// Every strategy there is.
+            pub const ALL: &'static [Ingress] = &[$(Ingress::$variant,)*];
+
+            fn declaration(self) -> &'static Declaration {
+                match self {
+                    $(Ingress::$variant => &$module::DECLARATION,)*
+                }
+            }
+        }
+
+        /// What one partition has accepted and not yet written, and its tail cache.
+        pub enum Staged {
+            $($(#[$doc])* $variant($module::Stage),)*
+        }
+
+        impl Staged {
+            /// An empty one; writing goes on at `position` of `segment`.
+            #[must_use]
+            pub fn new(ingress: Ingress, end: LogPoint) -> Staged {
+                match ingress {
+                    $(Ingress::$variant => Staged::$variant($module::Stage::new(end)),)*
+                }
+            }
+
+            /// What is missing before a batch of `bytes` can be accepted at `start`.
+            #[must_use]
+            pub fn need(&self, start: LogPoint, bytes: usize) -> Need {
+                match self {
+                    $(Staged::$variant(stage) => stage.need(start, bytes),)*
+                }
+            }
+
+            /// Supplies memory, as [`Staged::need`] asked.
+            pub fn supply(&mut self, memory: LeaseMut) {
+                match self {
+                    $(Staged::$variant(stage) => stage.supply(memory),)*
+                }
+            }
+
+            /// Supplies the block that the log end lies in, read back from the file, as [`Staged::need`] asked.
+            pub fn prime(&mut self, end: LogPoint, block: LeaseMut) {
+                match self {
+                    $(Staged::$variant(stage) => stage.prime(end, block),)*
+                }
+            }
+
+            /// Accepts a batch that lies at `start` and ends at `end`. Returns how many bytes were copied.
+            ///
+            /// # Panics
+            /// When [`Staged::need`] still asks for something, or the batch does not continue the last one.
+            pub fn accept(&mut self, batch: Lease, start: LogPoint, end: LogPoint, now: Moment) -> u64 {
+                match self {
+                    $(Staged::$variant(stage) => stage.accept(batch, start, end, now),)*
+                }
+            }
+
+            /// What to write next, or `None` when everything is. One unit at a time: the next only after
+            /// [`Staged::finish_unit`].
+            #[must_use]
+            pub fn take_unit(&mut self) -> Option<WriteUnit> {
+                match self {
+                    $(Staged::$variant(stage) => stage.take_unit(),)*
+                }
+            }
+
+            /// The unit is written: its memory comes back, for the cache or for release.
+            pub fn finish_unit(&mut self, unit: WriteUnit) {
+                match self {
+                    $(Staged::$variant(stage) => stage.finish_unit(unit),)*
+                }
+            }
+
+            /// The leases that hold `[from, to)` of `segment`, as far as the cache reaches back: calls `take` for
+            /// each in order, and says where the first began (`to` when nothing is there).
+            pub fn memory(&self, segment: Offset, from: Position, to: Position, take: &mut dyn FnMut(Lease)) -> Position {
+                match self {
+                    $(Staged::$variant(stage) => stage.memory(segment, from, to, take),)*
+                }
+            }
+
+            /// Up to where the file of `segment` holds blocks that will never be written again, given that writes
+            /// up to `written` are complete.
+            #[must_use]
+            pub fn file_limit(&self, written: LogPoint, segment: Offset) -> Position {
+                match self {
+                    $(Staged::$variant(stage) => stage.file_limit(written, segment),)*
+                }
+            }
+
+            /// Bytes of memory held.
+            #[must_use]
+            pub fn memory_bytes(&self) -> usize {
+                match self {
+                    $(Staged::$variant(stage) => stage.memory_bytes(),)*
+                }
+            }
+
+            /// Lets go of the oldest written memory. False when there is none to let go.
+            pub fn evict_oldest(&mut self) -> bool {
+                match self {
+                    $(Staged::$variant(stage) => stage.evict_oldest(),)*
+                }
+            }
+        }
+    };
+}
+
+strategies! {
+    /// From where it was received through the page cache: Kafka's way.
+    Buffered => buffered,
+    /// Copied to staging memory, written from there past the page cache.
+    Copy => copy,
+}
+
+/// What a stage lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing.
+    Nothing,
+    /// A lease of this many bytes.
+    Memory(usize),
+    /// The block of the file at this position, read back: the log ends within it.
+    Block(Position),
+}
+
+/// One round of writes of one partition: all in one segment, all at once.
+pub struct WriteUnit {
+    /// The segment they go to.
+    pub segment: Offset,
+    /// Where, and what.
+    pub writes: [Option<(Position, WriteData)>; 4],
+    /// The last batch boundary that is written when all of them are; `None` within one very large batch.
+    pub end: Option<LogPoint>,
+    /// When the oldest byte of it was accepted.
+    pub accepted: Moment,
+}
+
+/// What one write writes.
+pub enum WriteData {
+    /// One lease.
+    One(Lease),
+    /// Several, one behind the other.
+    Many(Gather),
+}
+
+impl WriteData {
+    /// Its length.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            WriteData::One(lease) => lease.len(),
+            WriteData::Many(gather) => gather.bytes(),
+        }
+    }
+}
+
+impl Ingress {
+    /// Its name on command lines and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.declaration().name
+    }
+
+    /// The copies it declares, from the producer's socket to the segment file.
+    #[must_use]
+    pub fn profile(self) -> CopyProfile {
+        self.declaration().profile
+    }
+
+    /// Whether it writes past the page cache.
+    #[must_use]
+    pub fn is_direct(self) -> bool {
+        self.declaration().direct
+    }
+
+    /// What it needs, in words.
+    #[must_use]
+    pub fn needs(self) -> &'static str {
+        self.declaration().needs
+    }
+}
+
+impl fmt::Display for Ingress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Ingress {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Ingress, String> {
+        let known = || Ingress::ALL.iter().map(|i| i.name()).collect::<Vec<_>>().join(", ");
+        let found = Ingress::ALL.iter().copied().find(|i| i.name() == name);
+        found.ok_or_else(|| format!("there is no ingress strategy \"{name}\"; there are {}", known()))
+    }
+}

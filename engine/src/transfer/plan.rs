@@ -1,0 +1,155 @@
+//! What is to be moved: pieces of record bytes, where each lies, and the protocol bytes around them.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use crate::sys::{File, Gather, Lease};
+use crate::types::{Offset, Position};
+
+/// A segment's file, open for reading. Plans hold it, so the descriptor lives as long as the last plan that uses it.
+pub struct SegmentFile {
+    /// The segment.
+    pub base: Offset,
+    /// Through the page cache.
+    pub file: File,
+    /// For messages.
+    pub path: PathBuf,
+}
+
+/// A run of whole record batches, or a part of one, and where it lies. Never changes while a plan holds it.
+#[derive(Clone)]
+pub enum Piece {
+    /// In the tail cache.
+    Memory(Lease),
+    /// In a segment file, in blocks that will never be written again.
+    File {
+        /// The file.
+        file: Rc<SegmentFile>,
+        /// Where it begins.
+        at: Position,
+        /// How long it is.
+        bytes: u64,
+    },
+}
+
+impl Piece {
+    /// Its length.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Piece::Memory(lease) => lease.len() as u64,
+            Piece::File { bytes, .. } => *bytes,
+        }
+    }
+}
+
+impl fmt::Debug for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Piece::Memory(lease) => write!(f, "Memory({} bytes)", lease.len()),
+            Piece::File { file, at, bytes } => {
+                write!(f, "File({} at {at}, {bytes} bytes)", file.path.display())
+            }
+        }
+    }
+}
+
+/// Which kinds of piece a strategy moves by its own means; others take a fallback that is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceKinds {
+    /// Leases of the tail cache.
+    pub memory: bool,
+    /// File ranges.
+    pub file: bool,
+}
+
+/// What a strategy says it does to each byte, on its own side of the socket. Measured, not believed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CopyProfile {
+    /// Copies made by the CPU per payload byte.
+    pub cpu_copies: f64,
+    /// Of these, copies made in user space.
+    pub user_copies: f64,
+    /// Whether pages are shared with the file or the peer's queue instead of copied.
+    pub shares_pages: bool,
+}
+
+/// When the source bytes may change again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreeSignal {
+    /// When the operation completes: the kernel has its own copy.
+    Completion,
+    /// Never told: the bytes must be immutable, as sealed blocks are.
+    None,
+}
+
+/// One stretch of an answer.
+#[derive(Debug)]
+pub enum Chunk {
+    /// Bytes of the protocol.
+    Protocol(Protocol),
+    /// Record bytes.
+    Records(Piece),
+}
+
+/// Protocol bytes; a lease that prints as its length.
+pub struct Protocol(pub Lease);
+
+impl fmt::Debug for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+/// Everything that one connection is about to send, in order. Reused: it allocates only to grow.
+pub struct Response {
+    pub(crate) chunks: VecDeque<Chunk>,
+    /// The memory list of the send under way; absent only while an operation holds it.
+    pub(crate) gather: Option<Gather>,
+}
+
+impl Default for Response {
+    fn default() -> Response {
+        Response { chunks: VecDeque::with_capacity(16), gather: Some(Gather::new()) }
+    }
+}
+
+impl Response {
+    /// Adds protocol bytes.
+    pub fn push_protocol(&mut self, bytes: Lease) {
+        if !bytes.is_empty() {
+            self.chunks.push_back(Chunk::Protocol(Protocol(bytes)));
+        }
+    }
+
+    /// Adds record bytes.
+    pub fn push_records(&mut self, piece: Piece) {
+        if piece.bytes() > 0 {
+            self.chunks.push_back(Chunk::Records(piece));
+        }
+    }
+
+    /// Whether there is nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Bytes to send.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let of = |chunk: &Chunk| match chunk {
+            Chunk::Protocol(protocol) => protocol.0.len() as u64,
+            Chunk::Records(piece) => piece.bytes(),
+        };
+        self.chunks.iter().map(of).sum()
+    }
+
+    /// Forgets everything, after a failed send.
+    pub fn clear(&mut self) {
+        self.chunks.clear();
+        self.gather.get_or_insert_default().clear();
+    }
+}
