@@ -5,7 +5,15 @@
 //! moves bytes, `shard` is one core, `engine` is the facade for everybody else.
 #![warn(missing_docs)]
 
+mod engine;
 pub mod log;
+pub mod shard;
 pub mod sys;
 pub mod transfer;
 pub mod types;
+
+pub use engine::{
+    Appended, Engine, EngineConfig, EngineCounters, EngineError, PartitionHandle, StageSummary, block_on,
+};
+pub use shard::{Ack, Shard, ShardConfig, TopicConfig};
+pub use transfer::{Egress, Ingress};

@@ -304,6 +304,17 @@ impl Ring {
         result.map(|_| socket)
     }
 
+    /// Takes over a connected stream that somebody else made.
+    ///
+    /// # Errors
+    /// What the kernel said; `Unsupported` in the simulated world, which has no descriptors.
+    pub fn adopt_stream(&self, stream: std::net::TcpStream) -> io::Result<Socket> {
+        match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.adopt_stream(stream),
+            Driver::Sim(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Receives what there is, at least one byte; 0 means that the peer has finished.
     pub async fn recv(&self, socket: &Socket, into: LeaseMut) -> Done<LeaseMut> {
         self.recv_request(socket, into, false).await

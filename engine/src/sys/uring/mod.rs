@@ -186,6 +186,11 @@ impl Uring {
         Ok(self.adopt_socket(fd))
     }
 
+    pub(crate) fn adopt_stream(&mut self, stream: std::net::TcpStream) -> io::Result<Socket> {
+        stream.set_nonblocking(true)?;
+        Ok(self.adopt_socket(stream.into()))
+    }
+
     pub(crate) fn register_chunk(&mut self, chunk: &Chunk) -> Option<u16> {
         if self.fixed_buffers == FIXED_BUFFERS {
             return None;

@@ -1,0 +1,150 @@
+//! One partition, for any thread.
+
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use super::EngineError;
+use super::lane::Lane;
+use crate::log::{Marks, check_produced};
+use crate::shard::{Ack, Acked, FetchError, Fetched, Partition, Shard};
+use crate::transfer::{Egress, Piece, Response};
+use crate::types::{Offset, Timestamp, TopicId};
+
+/// What an append reached; see [`Acked`].
+pub type Appended = Acked;
+
+/// A partition of an open engine. Cheap to clone; may be used from any thread.
+#[derive(Clone)]
+pub struct PartitionHandle {
+    lane: Arc<Lane>,
+    topic: Arc<str>,
+    id: TopicId,
+    index: i32,
+}
+
+impl PartitionHandle {
+    pub(super) fn new(lane: Arc<Lane>, topic: &str, id: TopicId, index: i32) -> PartitionHandle {
+        PartitionHandle { lane, topic: topic.into(), id, index }
+    }
+
+    fn find(&self, shard: &Shard) -> Result<Partition, EngineError> {
+        let topic = shard.topic_by_id(self.id);
+        let found = topic.and_then(|topic| topic.partitions.get(self.index as usize).cloned());
+        found.ok_or_else(|| EngineError::Unknown(self.topic.to_string(), self.index))
+    }
+
+    /// Appends one record batch (Kafka's format v2, as [`crate::log::BatchBuilder`] makes them) and waits for `ack`, or
+    /// for what the topic promises. The bytes are copied once on their way to the shard.
+    ///
+    /// # Errors
+    /// The batch is malformed, or see [`crate::shard::AppendError`].
+    pub async fn append(&self, batch: &[u8], ack: Option<Ack>) -> Result<Appended, EngineError> {
+        let (this, batch) = (self.clone(), batch.to_vec());
+        self.lane
+            .call(move |shard| async move {
+                let received = shard.ring().now();
+                let header = check_produced(&batch)?;
+                let partition = this.find(&shard)?;
+                let mut lease = shard.ring().lease(batch.len()).await?;
+                drop(lease.split_off(batch.len()));
+                lease.copy_from_slice(&batch);
+                let ticket = partition.append(lease, header, ack, received).await?;
+                Ok(ticket.reached().await?)
+            })
+            .await?
+    }
+
+    /// Whole batches from `offset` on, as they lie on disk: about `bytes_max` of them.
+    ///
+    /// # Errors
+    /// See [`crate::shard::FetchError`].
+    pub async fn fetch(&self, offset: Offset, bytes_max: u64) -> Result<(Vec<u8>, Fetched), EngineError> {
+        let this = self.clone();
+        self.lane
+            .call(move |shard| async move {
+                let partition = this.find(&shard)?;
+                let mut pieces = Vec::new();
+                let fetched = partition.fetch(offset, bytes_max, Egress::Tail, &mut pieces).await?;
+                let mut bytes = Vec::with_capacity(fetched.bytes as usize);
+                for piece in pieces {
+                    read_piece(&shard, &piece, &mut bytes).await?;
+                }
+                Ok((bytes, fetched))
+            })
+            .await?
+    }
+
+    /// Sends whole batches from `offset` on to `stream`, by `egress`, and gives the stream back.
+    ///
+    /// # Errors
+    /// See [`crate::shard::FetchError`]; after an I/O error the stream is closed.
+    pub async fn fetch_to(
+        &self,
+        offset: Offset,
+        bytes_max: u64,
+        egress: Egress,
+        stream: &TcpStream,
+    ) -> Result<Fetched, EngineError> {
+        let (this, stream) = (self.clone(), stream.try_clone()?);
+        self.lane
+            .call(move |shard| async move {
+                let partition = this.find(&shard)?;
+                let mut pieces = Vec::new();
+                let fetched = partition.fetch(offset, bytes_max, egress, &mut pieces).await?;
+                let socket = shard.ring().adopt_stream(stream)?;
+                let mut response = Response::default();
+                pieces.into_iter().for_each(|piece| response.push_records(piece));
+                crate::transfer::send(shard.ring(), &socket, egress, &mut response, shard.transfers())
+                    .await?;
+                Ok(fetched)
+            })
+            .await?
+    }
+
+    /// The first visible record whose timestamp is at least `timestamp`.
+    ///
+    /// # Errors
+    /// See [`crate::shard::FetchError`].
+    pub async fn offset_for_timestamp(
+        &self,
+        timestamp: Timestamp,
+    ) -> Result<Option<(Offset, Timestamp)>, EngineError> {
+        let this = self.clone();
+        let find =
+            move |shard: Shard| async move { Ok(this.find(&shard)?.offset_for_timestamp(timestamp).await?) };
+        self.lane.call(find).await?
+    }
+
+    /// Its watermarks.
+    ///
+    /// # Errors
+    /// [`EngineError::Unknown`] when it is gone.
+    pub async fn marks(&self) -> Result<Marks, EngineError> {
+        let this = self.clone();
+        self.lane.call(move |shard| async move { Ok(this.find(&shard)?.marks()) }).await?
+    }
+}
+
+async fn read_piece(shard: &Shard, piece: &Piece, into: &mut Vec<u8>) -> Result<(), EngineError> {
+    let (file, mut at, mut left) = match piece {
+        Piece::Memory(lease) => {
+            into.extend_from_slice(lease);
+            return Ok(());
+        }
+        Piece::File { file, at, bytes } => (file, at.0, *bytes),
+    };
+    while left > 0 {
+        let length = left.min(1 << 20) as usize;
+        let mut lease = shard.ring().lease(length).await?;
+        drop(lease.split_off(length));
+        let (read, lease) = shard.ring().read(&file.file, at, lease).await;
+        let n = read?;
+        if n == 0 {
+            return Err(FetchError::Io(format!("{} ends at {at}", file.path.display())).into());
+        }
+        into.extend_from_slice(&lease[..n]);
+        at += n as u64;
+        left -= n as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! What is written down of all partitions together: recovery points and log starts, in Kafka's shapes.
+
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::task::Poll;
+
+use super::shard::{Common, Shard};
+use super::topics::Topic;
+use crate::log::{OffsetCheckpoint, OffsetEntry};
+use crate::types::Offset;
+
+pub(super) const RECOVERY_POINTS_FILE: &str = "recovery-point-offset-checkpoint";
+pub(super) const LOG_STARTS_FILE: &str = "log-start-offset-checkpoint";
+/// Kafka's name for the mark of a clean stop.
+pub(super) const CLEAN_MARK_FILE: &str = ".kafka_cleanshutdown";
+
+impl Common {
+    /// Asks for the checkpoints to be written soon.
+    pub(super) fn request_checkpoint(&self) {
+        self.checkpoint_due.set(true);
+        self.checkpoint_waiters.wake_all();
+    }
+
+    pub(super) async fn write_checkpoints(&self, topics: &[Rc<Topic>]) -> io::Result<()> {
+        let of = |pick: fn(&crate::log::Marks) -> Offset| {
+            let mut entries = Vec::new();
+            for topic in topics {
+                for partition in &topic.partitions {
+                    let offset = pick(&partition.marks());
+                    entries.push(OffsetEntry {
+                        topic: topic.name.clone(),
+                        partition: partition.index(),
+                        offset,
+                    });
+                }
+            }
+            OffsetCheckpoint { entries }.format().into_bytes()
+        };
+        // Taken together, before the first wait: what is written was true at one moment.
+        let (points, starts) = (of(|m| m.durable.offset), of(|m| m.log_start));
+        self.ring.replace(&self.config.data_dir.join(LOG_STARTS_FILE), starts).await?;
+        self.ring.replace(&self.config.data_dir.join(RECOVERY_POINTS_FILE), points).await
+    }
+
+    pub(super) async fn leave_clean_mark(&self) -> io::Result<()> {
+        let path = self.config.data_dir.join(CLEAN_MARK_FILE);
+        self.ring.replace(&path, b"{\"version\":0,\"brokerEpoch\":-1}".to_vec()).await
+    }
+}
+
+/// Writes the checkpoints whenever that was asked for, until the shard stops.
+pub(super) async fn run(shard: Shard) {
+    let common = shard.0.common.clone();
+    loop {
+        poll_fn(|cx| {
+            if common.stopping.get() || common.checkpoint_due.get() {
+                return Poll::Ready(());
+            }
+            common.checkpoint_waiters.add(cx.waker());
+            Poll::Pending
+        })
+        .await;
+        if common.stopping.get() {
+            return;
+        }
+        common.checkpoint_due.set(false);
+        if let Err(error) = common.write_checkpoints(&shard.topics()).await {
+            tracing::warn!("checkpoints: {error}; recovery after a crash would have more to read");
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! The partition's own task: writes what is staged, flushes what must be durable, prepares room, finishes segments.
+//!
+//! Three straight loops in one task. *Write*: one unit at a time; while it is under way the next one gathers, which
+//! is the group commit and needs no timer. *Flush*: one at a time; it makes durable what was written when it was
+//! submitted. *Upkeep*: room ahead of the writes, and what is due once a sealed segment is durable.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use super::acks::Ack;
+use super::config::Mutant;
+use super::partition::{Partition, State};
+use super::stages::Stage;
+use crate::log::{EpochOwner, Ext, LogPoint};
+use crate::sys::{File, OpenOptions};
+use crate::transfer::{SegmentFile, WriteData, WriteUnit, join, join_writes};
+use crate::types::{Offset, Position};
+
+/// The durable end is handed to the checkpoint each time it has moved this far (and at each roll).
+const CHECKPOINT_BYTES: u64 = 64 << 20;
+/// Room beyond the written end that a write waits for is asked for at once when it is short of this.
+const FIRST_ROOM: u64 = crate::log::PREPARATION_STEP_MIN;
+
+pub(super) async fn run(partition: Partition) {
+    join(write_loop(&partition), join(flush_loop(&partition), upkeep_loop(&partition))).await;
+    *partition.0.task.borrow_mut() = None;
+    partition.0.task_runs.set(false);
+}
+
+impl Partition {
+    /// Waits until `ready` gives something; looked at again whenever the partition's task is woken.
+    async fn wait_until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+        poll_fn(|cx| {
+            if let Some(value) = ready() {
+                return Poll::Ready(value);
+            }
+            let mut task = self.0.task.borrow_mut();
+            if !task.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+                *task = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Whether the task's loops have nothing more to do, ever.
+    fn is_over(&self) -> bool {
+        self.0.state.get() == State::Closed || self.0.failure.borrow().is_some()
+    }
+
+    /// The file to append to, made with its name if it is not there yet.
+    pub(super) async fn writer(&self, base: Offset) -> io::Result<File> {
+        if let Some(file) = self.0.files.borrow().get(base).and_then(|f| f.writer.clone()) {
+            return Ok(file);
+        }
+        let ring = &self.0.common.ring;
+        let path = self.0.files.borrow().path(base, Ext::Log);
+        let direct = self.0.common.direct_writes();
+        let writer = ring.open(&path, OpenOptions { create: true, write: true, direct }).await?;
+        let reader = match direct {
+            true => ring.open(&path, OpenOptions::default()).await?,
+            false => writer.clone(),
+        };
+        let mut files = self.0.files.borrow_mut();
+        if let Some(entry) = files.get_mut(base) {
+            // Two may have opened it at once: the first stays.
+            let writer = entry.writer.get_or_insert(writer).clone();
+            entry.reader.get_or_insert_with(|| SegmentFile { base, file: reader, path }.into());
+            return Ok(writer);
+        }
+        Err(io::Error::new(io::ErrorKind::NotFound, format!("segment {base} is gone")))
+    }
+}
+
+// ---- write -----------------------------------------------------------------------------------------------------
+
+async fn write_loop(partition: &Partition) {
+    loop {
+        let unit = partition
+            .wait_until(|| {
+                if partition.is_over() {
+                    return Some(None);
+                }
+                partition.0.staged.borrow_mut().take_unit().map(Some)
+            })
+            .await;
+        let Some(unit) = unit else { return };
+        partition.0.unit_under_way.set(true);
+        let result = write_unit(partition, unit).await;
+        partition.0.unit_under_way.set(false);
+        if let Err(why) = result {
+            partition.fail(why);
+            return;
+        }
+        partition.wake_task();
+    }
+}
+
+async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), String> {
+    let common = &partition.0.common;
+    let explain = |what: &str, e: &io::Error| {
+        let path = partition.0.files.borrow().path(unit.segment, Ext::Log);
+        format!("{what} {}: {e}", path.display())
+    };
+    let file = partition.writer(unit.segment).await.map_err(|e| explain("cannot open", &e))?;
+    let end = unit.writes.iter().flatten().map(|(at, data)| at.plus(data.bytes() as u64)).max();
+    let end = end.expect("a unit has something to write");
+    if partition.0.log.borrow().segment(unit.segment).is_some_and(|s| s.prepared < end) {
+        prepare(partition, unit.segment, &file, end).await.map_err(|e| explain("no room in", &e))?;
+    }
+    let submitted = common.ring.now();
+    common.stages.note(Stage::Gather, submitted.nanos_since(unit.accepted));
+    if common.config.mutant == Mutant::EarlyWatermark {
+        finish(partition, unit.end);
+    }
+    if let Some(entry) = partition.0.files.borrow_mut().get_mut(unit.segment) {
+        entry.dirty = true;
+    }
+    let writes = std::mem::take(&mut unit.writes);
+    let writes = writes.map(|write| write.map(|(at, data)| write_all(partition, &file, at, data)));
+    let mut failure = None;
+    for (slot, result) in unit.writes.iter_mut().zip(join_writes(writes).await) {
+        match result {
+            Some(Ok(data)) => *slot = Some(data),
+            Some(Err(e)) => failure = Some(explain("write to", &e)),
+            None => {}
+        }
+    }
+    common.stages.note(Stage::Write, common.ring.now().nanos_since(submitted));
+    if let Some(why) = failure {
+        return Err(why);
+    }
+    let end = unit.end;
+    partition.0.staged.borrow_mut().finish_unit(unit);
+    finish(partition, end);
+    common.note_cached(partition);
+    Ok(())
+}
+
+/// Writes all of `data` at `at`, going on after short writes.
+async fn write_all(
+    partition: &Partition,
+    file: &File,
+    at: Position,
+    data: WriteData,
+) -> io::Result<(Position, WriteData)> {
+    let ring = &partition.0.common.ring;
+    let none =
+        |at: u64| io::Error::new(io::ErrorKind::WriteZero, format!("nothing was written at position {at}"));
+    match data {
+        WriteData::One(lease) => {
+            let (result, lease) = ring.write(file, at.0, lease).await;
+            let mut written = result?;
+            while written < lease.len() {
+                // A direct write goes on at a whole block; what it repeats is the same bytes.
+                let from = if file.is_direct() { written / 512 * 512 } else { written };
+                let rest = lease.slice(from..lease.len());
+                let (result, _) = ring.write(file, at.0 + from as u64, rest).await;
+                match result? {
+                    0 => return Err(none(at.0 + from as u64)),
+                    n => written = from + n,
+                }
+            }
+            Ok((at, WriteData::One(lease)))
+        }
+        WriteData::Many(gather) => {
+            let (mut position, mut gather) = (at.0, gather);
+            while gather.bytes() > 0 {
+                let (result, mut rest) = ring.write_gather(file, position, gather).await;
+                let written = result?;
+                if written == 0 {
+                    return Err(none(position));
+                }
+                rest.advance(written);
+                position += written as u64;
+                gather = rest;
+            }
+            Ok((at, WriteData::Many(gather)))
+        }
+    }
+}
+
+/// The write is complete up to `end`: moves the watermark, tells who waits.
+fn finish(partition: &Partition, end: Option<LogPoint>) {
+    let Some(end) = end else { return };
+    let old = partition.marks();
+    if end.offset <= old.written.offset {
+        return;
+    }
+    {
+        let mut log = partition.0.log.borrow_mut();
+        log.set_written(end);
+        let visible = partition.0.config.ack != Ack::Durable && log.owner() == EpochOwner::Local;
+        if visible {
+            log.set_high_watermark(end);
+        }
+    }
+    partition.0.common.note_written(partition, old.written, end);
+    partition.0.room_waiters.wake_all();
+    partition.marks_moved(old.high_watermark);
+}
+
+// ---- flush -----------------------------------------------------------------------------------------------------
+
+async fn flush_loop(partition: &Partition) {
+    loop {
+        let target = partition
+            .wait_until(|| {
+                if partition.is_over() {
+                    return Some(None);
+                }
+                flush_due(partition).map(Some)
+            })
+            .await;
+        let Some(target) = target else { return };
+        partition.0.flush_under_way.set(true);
+        let result = flush(partition, target).await;
+        partition.0.flush_under_way.set(false);
+        if let Err(why) = result {
+            // What a failed flush lost cannot be known: nothing on this device may be called durable any more.
+            partition.0.common.fail_all(&why);
+            return;
+        }
+        partition.wake_task();
+    }
+}
+
+/// Up to where a flush is to be made now, if one is due.
+fn flush_due(partition: &Partition) -> Option<LogPoint> {
+    let marks = partition.marks();
+    if marks.written.offset <= marks.durable.offset {
+        return None;
+    }
+    let wanted = partition.0.sync_wanted.get() > marks.durable.offset;
+    let rolled = marks.written.segment != marks.durable.segment;
+    let far = !rolled && marks.written.position.since(marks.durable.position) >= CHECKPOINT_BYTES;
+    let draining = partition.0.state.get() == State::Draining;
+    (wanted || rolled || far || draining).then_some(marks.written)
+}
+
+async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
+    let common = &partition.0.common;
+    let submitted = common.ring.now();
+    while let Some((base, file, named)) = next_dirty(partition, target) {
+        let path = partition.0.files.borrow().path(base, Ext::Log);
+        if !named {
+            let dir = partition.dir();
+            common.ring.sync_dir(&dir).await.map_err(|e| format!("{}: {e}", dir.display()))?;
+        }
+        if common.config.mutant != Mutant::SkipFlush {
+            common.ring.sync(&file).await.map_err(|e| format!("flush of {}: {e}", path.display()))?;
+        }
+        if let Some(entry) = partition.0.files.borrow_mut().get_mut(base) {
+            entry.named = true;
+        }
+    }
+    common.stages.note(Stage::Flush, common.ring.now().nanos_since(submitted));
+    let old = partition.marks();
+    {
+        let mut log = partition.0.log.borrow_mut();
+        log.set_durable(target);
+        if partition.0.config.ack == Ack::Durable && log.owner() == EpochOwner::Local {
+            log.set_high_watermark(target);
+        }
+    }
+    let last = partition.0.checkpointed.get();
+    if last.segment != target.segment || target.position.since(last.position) >= CHECKPOINT_BYTES {
+        partition.0.checkpointed.set(target);
+        common.request_checkpoint();
+    }
+    partition.marks_moved(old.high_watermark);
+    Ok(())
+}
+
+/// The oldest file with writes to flush, up to the segment of `target`. It counts as clean from here on: writes that
+/// come later make it dirty again.
+fn next_dirty(partition: &Partition, target: LogPoint) -> Option<(Offset, File, bool)> {
+    let mut files = partition.0.files.borrow_mut();
+    let base = files.iter().find(|f| f.dirty && f.base <= target.segment && f.writer.is_some())?.base;
+    let entry = files.get_mut(base).expect("found above");
+    entry.dirty = false;
+    Some((base, entry.writer.clone().expect("found above"), entry.named))
+}
+
+// ---- upkeep ----------------------------------------------------------------------------------------------------
+
+enum Chore {
+    Prepare { segment: Offset, to: Position },
+    Finish { segment: Offset },
+}
+
+async fn upkeep_loop(partition: &Partition) {
+    loop {
+        let chore = partition
+            .wait_until(|| if partition.is_over() { Some(None) } else { next_chore(partition).map(Some) })
+            .await;
+        let result = match chore {
+            None => return,
+            Some(Chore::Prepare { segment, to }) => match partition.writer(segment).await {
+                Ok(file) => prepare(partition, segment, &file, to).await,
+                Err(e) => Err(e),
+            },
+            Some(Chore::Finish { segment }) => finish_segment(partition, segment).await,
+        };
+        if let Err(e) = result {
+            // Room ahead is a convenience: the write that needs it will say so if there really is none.
+            tracing::warn!("{partition}: upkeep: {e}");
+            partition.0.common.ring.sleep(std::time::Duration::from_millis(100)).await;
+        }
+    }
+}
+
+fn next_chore(partition: &Partition) -> Option<Chore> {
+    if partition.0.state.get() != State::Open {
+        return None;
+    }
+    let log = partition.0.log.borrow();
+    let end = log.log_end();
+    if let Some(to) = log.next_preparation(end.position) {
+        return Some(Chore::Prepare { segment: end.segment, to });
+    }
+    let durable = log.durable();
+    let files = partition.0.files.borrow();
+    let due = files.iter().find(|f| !f.finished && f.base < durable.segment)?;
+    Some(Chore::Finish { segment: due.base })
+}
+
+/// Makes room up to `to` at least. The write loop and upkeep may both get here; the file's size only grows.
+async fn prepare(partition: &Partition, segment: Offset, file: &File, to: Position) -> io::Result<()> {
+    let Some(prepared) = partition.0.log.borrow().segment(segment).map(|s| s.prepared) else { return Ok(()) };
+    let to = Position(to.0.max(FIRST_ROOM).next_multiple_of(crate::log::PREPARATION_BLOCK));
+    if to <= prepared {
+        return Ok(());
+    }
+    partition.0.common.ring.prepare(file, prepared.0, to.0).await?;
+    let mut log = partition.0.log.borrow_mut();
+    if log.active().base == segment && log.active().prepared < to {
+        log.set_prepared(to);
+    }
+    Ok(())
+}
+
+/// A sealed segment is durable: its indexes are written and its room is given back.
+async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
+    let ring = &partition.0.common.ring;
+    let parts =
+        partition.0.log.borrow().segment(base).map(|s| (s.index.encode(), s.time_index.encode(), s.end));
+    let Some((index, time_index, end)) = parts else { return Ok(()) };
+    let (index_path, time_path) = {
+        let files = partition.0.files.borrow();
+        (files.path(base, Ext::Index), files.path(base, Ext::TimeIndex))
+    };
+    let file = partition.writer(base).await?;
+    ring.trim(&file, end.0).await?;
+    // The offset index last: where it is, the file has its exact size and the time index is there.
+    ring.replace(&time_path, time_index).await?;
+    ring.replace(&index_path, index).await?;
+    if let Some(entry) = partition.0.files.borrow_mut().get_mut(base) {
+        entry.writer = None;
+        entry.finished = true;
+    }
+    Ok(())
+}
+
+impl Partition {
+    /// Writes and flushes all that was accepted, trims, writes the indexes: as for a clean stop.
+    pub(super) async fn drain(&self) -> Result<(), String> {
+        if self.0.state.get() == State::Open {
+            self.0.state.set(State::Draining);
+        }
+        self.wake_everybody();
+        loop {
+            if let Some(why) = &*self.0.failure.borrow() {
+                return Err(why.clone());
+            }
+            let marks = self.marks();
+            if marks.durable == marks.log_end && !self.0.unit_under_way.get() && !self.0.flush_under_way.get()
+            {
+                break;
+            }
+            let mut waited = false;
+            poll_fn(|cx| {
+                if std::mem::replace(&mut waited, true) {
+                    return Poll::Ready(());
+                }
+                self.wait_for_ack(cx.waker());
+                self.wake_task();
+                Poll::Pending
+            })
+            .await;
+        }
+        let bases: Vec<Offset> =
+            self.0.files.borrow().iter().filter(|f| !f.finished).map(|f| f.base).collect();
+        for base in bases {
+            finish_segment(self, base).await.map_err(|e| format!("{self}: closing segment {base}: {e}"))?;
+        }
+        self.store_epochs().await.map_err(|e| format!("{self}: {e}"))?;
+        Ok(())
+    }
+
+    /// Ends its task and tells everybody who waits.
+    pub(super) fn close(&self) {
+        self.0.state.set(State::Closed);
+        self.wake_everybody();
+    }
+}

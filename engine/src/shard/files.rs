@@ -1,0 +1,76 @@
+//! The segment files of one partition: which are open, which are ready for promises, which want a flush.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::log::{Ext, segment_file_name};
+use crate::sys::File;
+use crate::transfer::SegmentFile;
+use crate::types::Offset;
+
+/// One segment's file.
+pub(super) struct SegmentFiles {
+    pub base: Offset,
+    /// For appends; gone once the segment is finished.
+    pub writer: Option<File>,
+    /// For readers, through the page cache; opened when first asked for.
+    pub reader: Option<Rc<SegmentFile>>,
+    /// Its name survives power loss.
+    pub named: bool,
+    /// It was written to since its last flush.
+    pub dirty: bool,
+    /// Sealed, flushed, trimmed, its indexes written: nothing is left to do.
+    pub finished: bool,
+}
+
+/// All of a partition, oldest first.
+pub(super) struct Files {
+    dir: PathBuf,
+    files: VecDeque<SegmentFiles>,
+}
+
+impl Files {
+    pub(super) fn new(dir: PathBuf) -> Files {
+        Files { dir, files: VecDeque::with_capacity(4) }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn path(&self, base: Offset, ext: Ext) -> PathBuf {
+        self.dir.join(segment_file_name(base, ext))
+    }
+
+    pub(super) fn push(&mut self, base: Offset, finished: bool) {
+        if let Some(last) = self.files.back() {
+            assert!(last.base < base, "segment {base} after {}", last.base);
+        }
+        self.files.push_back(SegmentFiles {
+            base,
+            writer: None,
+            reader: None,
+            named: finished,
+            dirty: false,
+            finished,
+        });
+    }
+
+    pub(super) fn get(&self, base: Offset) -> Option<&SegmentFiles> {
+        self.files.iter().rev().find(|f| f.base == base)
+    }
+
+    pub(super) fn get_mut(&mut self, base: Offset) -> Option<&mut SegmentFiles> {
+        self.files.iter_mut().rev().find(|f| f.base == base)
+    }
+
+    /// Forgets a segment. Its descriptors close when the last plan that uses them is gone.
+    pub(super) fn remove(&mut self, base: Offset) {
+        self.files.retain(|f| f.base != base);
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &SegmentFiles> {
+        self.files.iter()
+    }
+}

@@ -1,0 +1,511 @@
+//! One partition: its log, what is staged, its files, and who waits for what.
+//!
+//! The rules are [`Log`]'s; this is where they meet memory, files and tasks. Appends are placed here; `commit` makes
+//! them written and durable; `fetch` turns positions into pieces.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::task::Waker;
+
+use super::acks::{Ack, Ticket};
+use super::config::TopicConfig;
+use super::errors::{AppendError, TruncateError};
+use super::files::Files;
+use super::shard::Common;
+use super::stages::Stage;
+use super::wakers::Wakers;
+use crate::log::{self, BatchHeader, Ext, Log, LogPoint, Marks, Placement};
+use crate::sys::{BLOCK_BYTES, Lease, LeaseMut, Moment, OpenOptions};
+use crate::transfer::{Need, Staged};
+use crate::types::{Epoch, Offset, PartitionId, Position};
+
+/// Bytes that one partition accepts ahead of its disk; beyond that appends wait.
+pub(super) const UNWRITTEN_BYTES_MAX: u64 = 32 << 20;
+
+/// One partition of a topic, owned by this shard. Cheap to clone.
+#[derive(Clone)]
+pub struct Partition(pub(super) Rc<Inner>);
+
+pub(super) struct Inner {
+    pub common: Rc<Common>,
+    pub id: PartitionId,
+    pub topic: String,
+    pub config: TopicConfig,
+    pub log: RefCell<Log>,
+    pub staged: RefCell<Staged>,
+    pub files: RefCell<Files>,
+    /// Closing: no more appends; closed: nothing at all.
+    pub state: Cell<State>,
+    pub failure: RefCell<Option<String>>,
+    /// Counts truncations: a ticket of an older generation is void.
+    pub generation: Cell<u64>,
+    /// Durability was asked for up to here.
+    pub sync_wanted: Cell<Offset>,
+    /// Bytes accepted and not yet written.
+    pub unwritten_bytes: Cell<u64>,
+    /// The partition's own task.
+    pub task: RefCell<Option<Waker>>,
+    pub task_runs: Cell<bool>,
+    pub unit_under_way: Cell<bool>,
+    pub flush_under_way: Cell<bool>,
+    /// The durable end that was last handed to the checkpoint.
+    pub checkpointed: Cell<LogPoint>,
+    /// What of the tail cache is ours, as last counted.
+    pub cached_bytes: Cell<usize>,
+    pub ack_waiters: Wakers,
+    pub watchers: Wakers,
+    pub room_waiters: Wakers,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    Open,
+    /// No appends; what was accepted is still being written.
+    Draining,
+    Closed,
+}
+
+impl Partition {
+    pub(super) fn new(
+        common: &Rc<Common>,
+        id: PartitionId,
+        topic: &str,
+        config: TopicConfig,
+        log: Log,
+        files: Files,
+    ) -> Partition {
+        let end = log.log_end();
+        Partition(Rc::new(Inner {
+            common: common.clone(),
+            id,
+            topic: topic.to_owned(),
+            config,
+            staged: RefCell::new(Staged::new(common.config.ingress, end)),
+            log: RefCell::new(log),
+            files: RefCell::new(files),
+            state: Cell::new(State::Open),
+            failure: RefCell::new(None),
+            generation: Cell::new(0),
+            sync_wanted: Cell::new(Offset(0)),
+            unwritten_bytes: Cell::new(0),
+            task: RefCell::new(None),
+            task_runs: Cell::new(false),
+            unit_under_way: Cell::new(false),
+            flush_under_way: Cell::new(false),
+            checkpointed: Cell::new(end),
+            cached_bytes: Cell::new(0),
+            ack_waiters: Wakers::default(),
+            watchers: Wakers::default(),
+            room_waiters: Wakers::default(),
+        }))
+    }
+
+    /// Its number within the topic.
+    #[must_use]
+    pub fn index(&self) -> i32 {
+        self.0.id.index
+    }
+
+    /// Its topic and number.
+    #[must_use]
+    pub fn id(&self) -> PartitionId {
+        self.0.id
+    }
+
+    /// Its watermarks, as of now.
+    #[must_use]
+    pub fn marks(&self) -> Marks {
+        self.0.log.borrow().watermarks().marks()
+    }
+
+    /// The current epoch.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.0.log.borrow().epoch()
+    }
+
+    /// The epoch at or before `epoch` that this log knows, and where it ended: Kafka's OffsetForLeaderEpoch.
+    #[must_use]
+    pub fn end_offset_for(&self, epoch: Epoch) -> (Epoch, Offset) {
+        let log = self.0.log.borrow();
+        log.epochs().end_offset_for(epoch, log.log_end().offset)
+    }
+
+    /// Registers a task to be woken once, when more becomes visible or the partition closes.
+    pub fn watch(&self, waker: &Waker) {
+        self.0.watchers.add(waker);
+    }
+
+    /// Appends one batch that [`log::check_produced`] accepted (`header` is its answer). Its offset and epoch are
+    /// assigned and stamped in place; `ack` overrides the topic's promise. Waits for room while the partition is too
+    /// far ahead of its disk. `received` is when its last byte arrived.
+    ///
+    /// Returns as soon as the offset is assigned: nothing is promised yet, see [`Ticket::reached`].
+    ///
+    /// # Errors
+    /// See [`AppendError`]; nothing was appended.
+    pub async fn append(
+        &self,
+        batch: LeaseMut,
+        header: BatchHeader,
+        ack: Option<Ack>,
+        received: Moment,
+    ) -> Result<Ticket, AppendError> {
+        self.make_room(&header, received).await?;
+        let placement = self.0.log.borrow_mut().append_local(&header, self.0.common.ring.wall_clock());
+        let mut batch = batch;
+        log::stamp(&mut batch, placement.start.offset, placement.epoch);
+        Ok(self.stage(batch.freeze(), placement, ack, received))
+    }
+
+    /// Appends one batch that keeps its offset and epoch: for a partition whose epochs are somebody else's.
+    ///
+    /// # Errors
+    /// [`AppendError::Refused`] when it does not continue the log; else as [`Partition::append`].
+    pub async fn append_at(
+        &self,
+        batch: Lease,
+        header: BatchHeader,
+        ack: Option<Ack>,
+        received: Moment,
+    ) -> Result<Ticket, AppendError> {
+        self.make_room(&header, received).await?;
+        let placed = self.0.log.borrow_mut().append_at(&header, self.0.common.ring.wall_clock());
+        let placement = placed.map_err(|e| AppendError::Refused(e.to_string()))?;
+        Ok(self.stage(batch, placement, ack, received))
+    }
+
+    /// Waits until a batch like this can be placed and staged at once; rolls if it has to.
+    async fn make_room(&self, header: &BatchHeader, now: Moment) -> Result<(), AppendError> {
+        let bytes_max = self.0.config.log.batch_bytes_max;
+        if header.bytes > bytes_max {
+            return Err(AppendError::TooLarge { bytes: header.bytes, bytes_max });
+        }
+        let _ = now;
+        loop {
+            self.check_open()?;
+            if self.0.unwritten_bytes.get() > UNWRITTEN_BYTES_MAX {
+                self.wait_for_room().await;
+                continue;
+            }
+            let wall = self.0.common.ring.wall_clock();
+            let rolls = self.0.log.borrow().needs_roll(header.bytes, header.last_offset_delta + 1, wall);
+            if rolls {
+                self.roll();
+            }
+            let start = self.0.log.borrow().log_end();
+            let need = self.0.staged.borrow().need(start, header.bytes as usize);
+            match need {
+                Need::Nothing => return Ok(()),
+                Need::Memory(bytes) => {
+                    let memory = match self.0.common.ring.try_lease(bytes) {
+                        Some(memory) => memory,
+                        None => {
+                            self.0.common.shrink_tail_caches(bytes);
+                            let lease = self.0.common.ring.lease(bytes).await;
+                            lease.map_err(|e| AppendError::NoMemory(e.to_string()))?
+                        }
+                    };
+                    self.0.staged.borrow_mut().supply(memory);
+                }
+                Need::Block(position) => self.prime(position).await?,
+            }
+        }
+    }
+
+    /// Reads back the block that the log end lies in.
+    async fn prime(&self, position: Position) -> Result<(), AppendError> {
+        let end = self.0.log.borrow().log_end();
+        let ring = &self.0.common.ring;
+        let fail = |e: std::io::Error| AppendError::NoMemory(e.to_string());
+        let memory = ring.lease(64 << 10).await.map_err(fail)?;
+        let path = self.0.files.borrow().path(end.segment, Ext::Log);
+        let file = ring.open(&path, OpenOptions::default()).await;
+        let file = file.map_err(|e| self.fail(format!("reading back the log end: {e}")))?;
+        let mut memory = memory;
+        let rest = memory.split_off(BLOCK_BYTES);
+        let (read, block) = ring.read(&file, position.0, memory).await;
+        let mut memory = block;
+        let wanted = end.position.since(position);
+        match read {
+            Ok(n) if n as u64 >= wanted => {}
+            Ok(n) => {
+                let path = path.display();
+                return Err(self.fail(format!(
+                    "{path} ends at {}, expected {}",
+                    position.0 + n as u64,
+                    end.position
+                )));
+            }
+            Err(e) => {
+                return Err(
+                    self.fail(format!("{}: reading back the log end at {position}: {e}", path.display()))
+                );
+            }
+        }
+        memory.unsplit(rest);
+        // Another append may have done the same meanwhile.
+        let still = self.0.log.borrow().log_end() == end;
+        if still && self.0.staged.borrow().need(end, 1) == Need::Block(position) {
+            self.0.staged.borrow_mut().prime(end, memory);
+        }
+        Ok(())
+    }
+
+    fn stage(&self, batch: Lease, placement: Placement, ack: Option<Ack>, received: Moment) -> Ticket {
+        let bytes = batch.len() as u64;
+        let now = self.0.common.ring.now();
+        let copied = self.0.staged.borrow_mut().accept(batch, placement.start, placement.end, now);
+        self.0.common.transfers.note_ingress(bytes, copied);
+        self.0.common.stages.note(Stage::Accept, now.nanos_since(received));
+        self.0.unwritten_bytes.set(self.0.unwritten_bytes.get() + bytes);
+        let ack = ack.unwrap_or(self.0.config.ack);
+        if ack == Ack::Durable {
+            self.0.sync_wanted.set(self.0.sync_wanted.get().max(placement.end.offset));
+        }
+        self.wake_task();
+        Ticket {
+            partition: self.clone(),
+            base_offset: placement.start.offset,
+            epoch: placement.epoch,
+            end: placement.end,
+            ack,
+            generation: self.0.generation.get(),
+        }
+    }
+
+    fn roll(&self) {
+        let base = self.0.log.borrow_mut().roll();
+        self.0.files.borrow_mut().push(base, false);
+        self.wake_task();
+    }
+
+    async fn wait_for_room(&self) {
+        let mut waited = false;
+        std::future::poll_fn(|cx| {
+            if waited || self.0.unwritten_bytes.get() <= UNWRITTEN_BYTES_MAX {
+                return std::task::Poll::Ready(());
+            }
+            waited = true;
+            self.0.room_waiters.add(cx.waker());
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+
+    /// Cuts the log at the batch boundary at or below `to`, for good; appends that were beyond it get
+    /// [`AppendError::Moved`]. A local log begins a new epoch, stored before this returns.
+    ///
+    /// # Errors
+    /// See [`TruncateError`].
+    pub async fn truncate_to(&self, to: Offset) -> Result<Offset, TruncateError> {
+        self.quiesce().await?;
+        let marks = self.marks();
+        if to < marks.log_start || to > marks.log_end.offset {
+            let (log_start, log_end) = (marks.log_start, marks.log_end.offset);
+            return Err(TruncateError::OutOfRange { to, log_start, log_end });
+        }
+        let at = self.boundary_at(to, marks.log_end).await?;
+        let cut = self.0.log.borrow_mut().truncate_to(at);
+        self.moved(&cut.removed_segments);
+        let (segment, position) = cut.cut;
+        let file = self.writer(segment).await?;
+        self.0.common.ring.trim(&file, position.0).await?;
+        self.0.log.borrow_mut().set_prepared(position);
+        self.remove_files(&cut.removed_segments).await?;
+        self.store_epochs().await?;
+        self.wake_task();
+        Ok(at.offset)
+    }
+
+    /// Drops everything; the log starts empty at `offset`.
+    ///
+    /// # Errors
+    /// See [`TruncateError`].
+    pub async fn reset_to(&self, offset: Offset) -> Result<(), TruncateError> {
+        self.quiesce().await?;
+        let removed = self.0.log.borrow_mut().reset_to(offset);
+        self.moved(&removed);
+        // Kept aside under their names until gone: the new segment may bear the name of an old one.
+        self.remove_files(&removed).await?;
+        self.0.files.borrow_mut().push(offset, false);
+        self.store_epochs().await?;
+        self.0.common.request_checkpoint();
+        self.wake_task();
+        Ok(())
+    }
+
+    /// Moves the log start forward; segments wholly below it are removed.
+    ///
+    /// # Errors
+    /// Beyond the high watermark, or what the disk said.
+    pub async fn advance_log_start(&self, to: Offset) -> Result<(), TruncateError> {
+        let moved = self.0.log.borrow_mut().advance_log_start(to);
+        let removed = moved.map_err(|_| {
+            let marks = self.marks();
+            TruncateError::OutOfRange { to, log_start: marks.log_start, log_end: marks.high_watermark.offset }
+        })?;
+        self.0.common.request_checkpoint();
+        for &base in &removed {
+            self.0.files.borrow_mut().remove(base);
+        }
+        self.remove_paths(&removed).await?;
+        Ok(())
+    }
+
+    /// Sets the high watermark from outside, for a partition whose epochs are somebody else's.
+    pub fn set_high_watermark(&self, offset: Offset) {
+        self.0.log.borrow_mut().set_high_watermark_offset(offset);
+        self.0.watchers.wake_all();
+    }
+
+    fn moved(&self, removed: &[Offset]) {
+        let end = self.0.log.borrow().log_end();
+        self.0.generation.set(self.0.generation.get() + 1);
+        *self.0.staged.borrow_mut() = Staged::new(self.0.common.config.ingress, end);
+        self.0.unwritten_bytes.set(0);
+        self.0.sync_wanted.set(self.0.sync_wanted.get().min(end.offset));
+        self.0.checkpointed.set(end);
+        for &base in removed {
+            self.0.files.borrow_mut().remove(base);
+        }
+        self.0.ack_waiters.wake_all();
+        self.0.watchers.wake_all();
+        self.0.room_waiters.wake_all();
+    }
+
+    /// Waits until everything accepted is written and flushed.
+    async fn quiesce(&self) -> Result<(), AppendError> {
+        loop {
+            self.check_open()?;
+            let marks = self.marks();
+            if marks.durable == marks.log_end && !self.0.unit_under_way.get() && !self.0.flush_under_way.get()
+            {
+                return Ok(());
+            }
+            self.0.sync_wanted.set(marks.log_end.offset);
+            self.wake_task();
+            let mut waited = false;
+            std::future::poll_fn(|cx| {
+                if std::mem::replace(&mut waited, true) {
+                    return std::task::Poll::Ready(());
+                }
+                self.0.ack_waiters.add(cx.waker());
+                std::task::Poll::Pending
+            })
+            .await;
+        }
+    }
+
+    async fn remove_files(&self, bases: &[Offset]) -> std::io::Result<()> {
+        for &base in bases {
+            self.0.files.borrow_mut().remove(base);
+        }
+        self.remove_paths(bases).await
+    }
+
+    async fn remove_paths(&self, bases: &[Offset]) -> std::io::Result<()> {
+        for &base in bases {
+            for ext in [Ext::Index, Ext::TimeIndex, Ext::Log] {
+                let path = self.0.files.borrow().path(base, ext);
+                self.0.common.ring.remove(&path).await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn store_epochs(&self) -> std::io::Result<()> {
+        let path = self.0.files.borrow().dir().join(EPOCHS_FILE);
+        let text = self.0.log.borrow().epochs().format();
+        self.0.common.ring.replace(&path, text.into_bytes()).await
+    }
+
+    pub(super) fn check_open(&self) -> Result<(), AppendError> {
+        if let Some(failure) = self.failure() {
+            return Err(failure);
+        }
+        match self.0.state.get() {
+            State::Open => Ok(()),
+            State::Draining | State::Closed => Err(AppendError::Closed),
+        }
+    }
+
+    pub(super) fn failure(&self) -> Option<AppendError> {
+        if let Some(why) = &*self.0.failure.borrow() {
+            return Some(AppendError::Failed(why.clone()));
+        }
+        (self.0.state.get() == State::Closed).then_some(AppendError::Closed)
+    }
+
+    /// Takes no more appends, for good: what happened is said to everybody who waits.
+    pub(super) fn fail(&self, why: String) -> AppendError {
+        let why = format!("{self}: {why}");
+        if self.0.failure.borrow().is_none() {
+            tracing::error!("{why}; the partition serves what it has and takes no more appends");
+            *self.0.failure.borrow_mut() = Some(why.clone());
+        }
+        self.wake_everybody();
+        AppendError::Failed(why)
+    }
+
+    pub(super) fn wake_everybody(&self) {
+        self.0.ack_waiters.wake_all();
+        self.0.watchers.wake_all();
+        self.0.room_waiters.wake_all();
+        self.wake_task();
+    }
+
+    pub(super) fn wait_for_ack(&self, waker: &Waker) {
+        self.0.ack_waiters.add(waker);
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.0.generation.get()
+    }
+
+    pub(super) fn dir(&self) -> PathBuf {
+        self.0.files.borrow().dir().to_owned()
+    }
+
+    pub(super) fn wake_task(&self) {
+        if !self.0.task_runs.get() && self.0.state.get() != State::Closed {
+            self.0.task_runs.set(true);
+            let partition = self.clone();
+            self.0.common.ring.spawn(async move { super::commit::run(partition).await });
+        }
+        if let Some(waker) = &*self.0.task.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Sends what the high watermark follows to where it belongs, and tells who waits.
+    pub(super) fn marks_moved(&self, old: LogPoint) {
+        let marks = self.marks();
+        if marks.high_watermark != old {
+            self.0.watchers.wake_all();
+        }
+        self.0.ack_waiters.wake_all();
+    }
+}
+
+/// Kafka's name for the file of epoch starts.
+pub(super) const EPOCHS_FILE: &str = "leader-epoch-checkpoint";
+
+/// `topic-index`, as its directory is called.
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.0.topic, self.0.id.index)
+    }
+}
+
+impl fmt::Debug for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Partition({self}, {:?})", self.marks())
+    }
+}
+
+pub(super) fn partition_dir(data_dir: &Path, topic: &str, index: i32) -> PathBuf {
+    data_dir.join(log::partition_dir_name(topic, index))
+}

@@ -1,0 +1,243 @@
+//! Opening one partition: which segments are believed, which are walked, what is cut and kept aside.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use super::config::TopicConfig;
+use super::errors::OpenError;
+use super::files::Files;
+use super::partition::{EPOCHS_FILE, Partition};
+use super::shard::Common;
+use super::topics::METADATA_FILE;
+use crate::log::{
+    EpochCache, EpochOwner, Ext, Log, OffsetIndex, PartitionMetadata, RecoveryStart, RecoveryWalk, Segment,
+    Tail, TimeIndex, WalkOutcome, parse_segment_file_name, segment_file_name,
+};
+use crate::sys::OpenOptions;
+use crate::types::{Offset, PartitionId, Position};
+
+/// Bytes behind a torn tail that are kept aside.
+const CUT_BYTES_MAX: u64 = 64 << 20;
+const INDEX_BYTES_MAX: u64 = 1 << 30;
+
+/// What is known of a partition before it is opened.
+pub(super) struct Start<'a> {
+    pub id: PartitionId,
+    pub topic: &'a str,
+    pub dir: PathBuf,
+    pub config: TopicConfig,
+    pub recovery_point: Offset,
+    pub log_start: Offset,
+    pub clean: bool,
+}
+
+pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Result<Partition, OpenError> {
+    let ring = &common.ring;
+    ring.make_dir(&start.dir).await?;
+    let metadata = start.dir.join(METADATA_FILE);
+    if ring.read_file(&metadata, 4096).await?.is_none() {
+        let text = PartitionMetadata { topic_id: start.id.topic }.format();
+        ring.replace(&metadata, text.into_bytes()).await?;
+    }
+    let mut bases = Vec::new();
+    for entry in ring.list(&start.dir).await? {
+        if let Some((base, Ext::Log)) = parse_segment_file_name(&entry.name.to_string_lossy()) {
+            bases.push((base, entry.bytes));
+        }
+    }
+    bases.sort_unstable();
+    let mut epochs = read_epochs(common, &start).await?;
+    let mut segments: Vec<Segment> = Vec::new();
+    let (mut fenced, mut believed) = (Vec::new(), Vec::new());
+    for (position, &(base, bytes)) in bases.iter().enumerate() {
+        let next_base = bases.get(position + 1).map(|next| next.0);
+        if let Some(next_base) = next_base
+            && (start.clean || next_base <= start.recovery_point)
+            && let Some(segment) = trusted(common, &start, base, next_base, bytes).await?
+        {
+            segments.push(segment);
+            believed.push(base);
+            continue;
+        }
+        let outcome = walk(common, &start, base, next_base, bytes, &epochs).await?;
+        for &(epoch, offset) in &outcome.epochs {
+            if epochs.latest().is_none_or(|latest| epoch > latest) {
+                epochs.assign(epoch, offset);
+            }
+        }
+        fenced.extend(outcome.fenced.iter().copied());
+        for range in &outcome.fenced {
+            let (name, segment) = (start.dir.display(), range.segment);
+            tracing::error!(
+                "{name}: offsets {} to {} of segment {segment} (positions {} to {}) are corrupt: fenced, the rest is served",
+                range.from,
+                range.to,
+                range.from_position,
+                range.to_position
+            );
+        }
+        let mut segment = outcome.segment;
+        let torn = matches!(outcome.tail, Tail::Torn { .. });
+        if let Tail::Torn { at, bytes, why } = outcome.tail {
+            cut(common, &start, base, at, bytes, &why.to_string()).await?;
+            segment.set_prepared(segment.end.max(at));
+        } else if next_base.is_none() {
+            segment.set_prepared(Position(bytes.max(segment.end.0)));
+        }
+        let ends_here =
+            next_base.is_some_and(|next| torn || segment.next_offset < next && next > start.recovery_point);
+        segments.push(segment);
+        if ends_here {
+            for &(later, _) in &bases[position + 1..] {
+                set_aside(common, &start, later).await?;
+            }
+            break;
+        }
+    }
+    let mut files = Files::new(start.dir.clone());
+    let end = segments.last().map_or(start.log_start, |s| s.next_offset);
+    let log = if segments.is_empty() || start.log_start > end {
+        for segment in segments {
+            set_aside(common, &start, segment.base).await?;
+        }
+        Log::new(start.config.log.clone(), EpochOwner::Local, start.log_start)
+    } else {
+        let config = start.config.log.clone();
+        Log::restore(config, EpochOwner::Local, segments, epochs, start.log_start, fenced)
+    };
+    let active = log.active().base;
+    for segment in log.segments() {
+        files.push(segment.base, believed.contains(&segment.base));
+    }
+    // Indexes of the segment that appends go to would grow stale; they are written again when it is sealed.
+    for ext in [Ext::Index, Ext::TimeIndex] {
+        let path = files.path(active, ext);
+        if ring.read_file(&path, INDEX_BYTES_MAX).await?.is_some() {
+            ring.remove(&path).await?;
+        }
+    }
+    let unclean = !start.clean && log.log_end().offset > log.log_start();
+    let partition = Partition::new(common, start.id, start.topic, start.config, log, files);
+    if unclean {
+        // What was lost may have been seen: from here on the same offsets bear another epoch.
+        partition.0.log.borrow_mut().bump_epoch();
+        partition.store_epochs().await?;
+    }
+    // What recovery believes must not be lost by the next crash: it was read from the page cache, perhaps.
+    let writer = partition.writer(active).await?;
+    if !partition.0.common.ring.is_simulated() || unclean {
+        ring.sync(&writer).await?;
+    }
+    Ok(partition)
+}
+
+async fn read_epochs(common: &Rc<Common>, start: &Start<'_>) -> Result<EpochCache, OpenError> {
+    let path = start.dir.join(EPOCHS_FILE);
+    let Some(bytes) = common.ring.read_file(&path, INDEX_BYTES_MAX).await? else {
+        return Ok(EpochCache::new());
+    };
+    Ok(EpochCache::parse(&String::from_utf8_lossy(&bytes)).unwrap_or_else(|error| {
+        tracing::warn!("{}: {error}; epochs are taken from the batches", path.display());
+        EpochCache::new()
+    }))
+}
+
+/// A sealed segment whose indexes can be believed: they are written after its file was cut to size.
+async fn trusted(
+    common: &Rc<Common>,
+    start: &Start<'_>,
+    base: Offset,
+    next_base: Offset,
+    bytes: u64,
+) -> Result<Option<Segment>, OpenError> {
+    let path = |ext| start.dir.join(segment_file_name(base, ext));
+    let index = common.ring.read_file(&path(Ext::Index), INDEX_BYTES_MAX).await?;
+    let time_index = common.ring.read_file(&path(Ext::TimeIndex), INDEX_BYTES_MAX).await?;
+    let (Some(index), Some(time_index)) = (index, time_index) else { return Ok(None) };
+    let interval = start.config.log.index_interval_bytes;
+    let decoded = OffsetIndex::decode(base, interval, &index, bytes)
+        .and_then(|index| Ok((index, TimeIndex::decode(base, &time_index, next_base)?)));
+    match decoded {
+        Ok((index, time_index)) => {
+            Ok(Some(Segment::found(base, next_base, Position(bytes), index, time_index)))
+        }
+        Err(error) => {
+            tracing::warn!("{}: {error}; made again from the log", path(Ext::Index).display());
+            Ok(None)
+        }
+    }
+}
+
+async fn walk(
+    common: &Rc<Common>,
+    start: &Start<'_>,
+    base: Offset,
+    next_base: Option<Offset>,
+    bytes: u64,
+    epochs: &EpochCache,
+) -> Result<WalkOutcome, OpenError> {
+    let path = start.dir.join(segment_file_name(base, Ext::Log));
+    let file = common.ring.open(&path, OpenOptions::default()).await?;
+    let mut walk = RecoveryWalk::new(RecoveryStart {
+        segment: Segment::new(base, &start.config.log),
+        next_base,
+        recovery_point: start.recovery_point,
+        last_epoch: epochs.epoch_at(base),
+        newest_epoch: epochs.latest(),
+        gaps: false,
+        file_bytes: bytes,
+    });
+    while let Some((position, length)) = walk.wants() {
+        let mut into = common.ring.lease(length).await?;
+        drop(into.split_off(length));
+        let (read, into) = common.ring.read(&file, position.0, into).await;
+        walk.feed(&into[..read?]);
+    }
+    Ok(walk.finish())
+}
+
+/// Keeps what lies behind the torn end aside, and cuts it off.
+async fn cut(
+    common: &Rc<Common>,
+    start: &Start<'_>,
+    base: Offset,
+    at: Position,
+    bytes: u64,
+    why: &str,
+) -> Result<(), OpenError> {
+    let name = segment_file_name(base, Ext::Log);
+    let path = start.dir.join(&name);
+    let aside = start.dir.join(format!("{name}.torn-{at}"));
+    tracing::warn!(
+        "{}: the log ends at position {at} ({why}); {bytes} bytes behind it were never durable, kept as {}",
+        path.display(),
+        aside.display()
+    );
+    let file = common.ring.open(&path, OpenOptions { write: true, ..OpenOptions::default() }).await?;
+    let mut kept = Vec::new();
+    while (kept.len() as u64) < bytes.min(CUT_BYTES_MAX) {
+        let length = (bytes - kept.len() as u64).min(1 << 20) as usize;
+        let mut into = common.ring.lease(length).await?;
+        drop(into.split_off(length));
+        let (read, into) = common.ring.read(&file, at.0 + kept.len() as u64, into).await;
+        match read? {
+            0 => break,
+            n => kept.extend_from_slice(&into[..n]),
+        }
+    }
+    common.ring.replace(&aside, kept).await?;
+    Ok(common.ring.trim(&file, at.0).await?)
+}
+
+/// A segment that does not continue the log: kept under another name.
+async fn set_aside(common: &Rc<Common>, start: &Start<'_>, base: Offset) -> Result<(), OpenError> {
+    let path = start.dir.join(segment_file_name(base, Ext::Log));
+    let stamp = common.ring.wall_clock();
+    let aside = start.dir.join(format!("{}.{stamp}-aside", segment_file_name(base, Ext::Log)));
+    tracing::warn!("{}: does not continue the log; kept as {}", path.display(), aside.display());
+    common.ring.rename(&path, &aside).await?;
+    for ext in [Ext::Index, Ext::TimeIndex] {
+        common.ring.remove(&start.dir.join(segment_file_name(base, ext))).await?;
+    }
+    Ok(())
+}
