@@ -35,8 +35,8 @@ impl ThreadKind {
         let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
         match () {
             () if begins(&["iou-wrk-", "iou-sqp-"]) => ThreadKind::RingWorker,
-            () if begins(&["shard", "ringlog-shard"]) => ThreadKind::Shard,
-            () if begins(&["helper", "ringlog-helper"]) => ThreadKind::Helper,
+            () if begins(&["rl-shard-"]) => ThreadKind::Shard,
+            () if begins(&["rl-helper-"]) => ThreadKind::Helper,
             () => ThreadKind::Other,
         }
     }
@@ -271,9 +271,8 @@ mod tests {
     #[test]
     fn kinds_are_told_by_name() {
         assert_eq!(ThreadKind::of("iou-wrk-1234"), ThreadKind::RingWorker);
-        assert_eq!(ThreadKind::of("ringlog-shard-0"), ThreadKind::Shard);
-        assert_eq!(ThreadKind::of("shard-12"), ThreadKind::Shard);
-        assert_eq!(ThreadKind::of("ringlog-helper-"), ThreadKind::Helper);
+        assert_eq!(ThreadKind::of("rl-shard-0"), ThreadKind::Shard);
+        assert_eq!(ThreadKind::of("rl-helper-3"), ThreadKind::Helper);
         assert_eq!(ThreadKind::of("ringlog-broker"), ThreadKind::Other);
     }
 

@@ -53,9 +53,11 @@ pub struct RunRecord {
 pub struct DeclaredCopies {
     /// Copies by the server's CPU for each byte.
     pub cpu_copies_per_byte: f64,
-    /// Copies by devices for each byte, where it says so.
-    pub dma_copies_per_byte: Option<f64>,
-    /// A sentence: what is shared, what depends on the device.
+    /// Of these, copies made in user space.
+    pub user_copies_per_byte: f64,
+    /// Whether pages are shared with the file or the peer's queue instead of copied.
+    pub shares_pages: bool,
+    /// A sentence: the path of a byte, what depends on the device.
     pub note: String,
 }
 
@@ -239,7 +241,8 @@ pub(crate) mod tests {
         let cells = plan.cells.iter().map(|cell| canned_cell(&spec, cell)).collect();
         let copies = |number: f64, note: &str| DeclaredCopies {
             cpu_copies_per_byte: number,
-            dma_copies_per_byte: Some(1.0),
+            user_copies_per_byte: 0.0,
+            shares_pages: number == 0.0,
             note: note.to_owned(),
         };
         let declared = [

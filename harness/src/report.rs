@@ -32,7 +32,7 @@ struct Page {
     verdict: Verdict,
     sections: Vec<Section>,
     plots: Vec<Plot>,
-    declared: Vec<[String; 4]>,
+    declared: Vec<[String; 5]>,
     facts: Vec<(String, String)>,
     cells: Vec<CellLine>,
     notes: Vec<String>,
@@ -122,10 +122,11 @@ fn cell_line(cell: &CellRecord) -> CellLine {
     }
 }
 
-fn declared(record: &RunRecord) -> Vec<[String; 4]> {
+fn declared(record: &RunRecord) -> Vec<[String; 5]> {
     let line = |(name, copies): (&String, &crate::record::DeclaredCopies)| {
-        let device = copies.dma_copies_per_byte.map_or_else(|| "-".to_owned(), trimmed);
-        [name.clone(), trimmed(copies.cpu_copies_per_byte), device, copies.note.clone()]
+        let shared = if copies.shares_pages { "yes" } else { "no" };
+        let (all, user) = (trimmed(copies.cpu_copies_per_byte), trimmed(copies.user_copies_per_byte));
+        [name.clone(), all, user, shared.to_owned(), copies.note.clone()]
     };
     record.declared.iter().map(line).collect()
 }
