@@ -32,3 +32,9 @@ pub mod record;
 pub mod report;
 pub mod summary;
 pub mod tables;
+
+// The load, and what it is put on.
+pub mod client;
+pub mod consumers;
+pub mod producers;
+pub mod waiting;
