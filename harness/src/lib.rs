@@ -1,1 +1,34 @@
-//! The harness.
+//! The harness: a load in the Kafka protocol, ways of moving bytes compared on it, a record of the run, a page.
+//!
+//! ```text
+//! flags -> RunSpec -> Plan (cells) -> load (producers, consumers) -> recorder, account, cpu -> RunRecord -> report
+//! ```
+//!
+//! Everything random comes from one printed seed. Nothing in these modules opens a socket: the load does.
+
+// What to run.
+pub mod arrivals;
+pub mod keys;
+pub mod schedule;
+pub mod spec;
+pub mod units;
+
+// What goes over the wire, and what must come back.
+pub mod batch;
+pub mod payload;
+pub mod sequences;
+pub mod verify;
+
+// What is measured.
+pub mod cpu;
+pub mod environment;
+pub mod recorder;
+pub mod residency;
+
+// What is kept and shown.
+pub mod plot;
+pub mod progress;
+pub mod record;
+pub mod report;
+pub mod summary;
+pub mod tables;

@@ -1,0 +1,250 @@
+//! The plan: which cells run, in which order, for how long.
+//!
+//! A cell is one row on one load with one batch size, on a server of its own. Cells come in blocks; each block holds
+//! every cell once, in a random order of its own, so that drift of the machine falls on all rows alike and the
+//! spread between blocks is seen. Throughput cells run at the spec's pace, latency cells (tail load, one fixed rate
+//! for all rows) are shuffled among them.
+//!
+//! Example: 3 rows x 2 loads x 2 batch sizes and 3 x 2 latency cells are 18 cells a block; 3 blocks of 18 cells of
+//! 1 s take about 90 s with the starting of servers and the filling of logs.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{Load, Pair, RunSpec};
+use crate::units::{Pace, binary_bytes};
+
+/// What a whole default run should take.
+pub const RUN_SECONDS_AIM: f64 = 90.0;
+/// Blocks when the user does not say: the fewest that have a median and a spread.
+pub const BLOCKS_DEFAULT: u32 = 3;
+/// A shorter cell measures mostly its own beginning: fewer blocks are run before cells get shorter than this.
+pub const CELL_SECONDS_MIN: f64 = 0.5;
+/// A longer one is not chosen unasked.
+pub const CELL_SECONDS_MAX: f64 = 3.0;
+/// Before each cell's measured time, at its own pace: connections open, first pages touched.
+pub const WARM_UP_SECONDS: f64 = 0.15;
+/// Start of a server, topic, connections, draining, stop: an estimate, for the plan only.
+const SERVER_SECONDS: f64 = 0.25;
+/// Filling a log for a catch-up cell, and bringing it to disk: an estimate, for the plan only.
+const FILL_BYTES_PER_SECOND: f64 = 0.8e9;
+
+/// One measurement: what runs, and how.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Cell {
+    /// Its place in the plan, from 0: the run number that its records carry.
+    pub index: u32,
+    /// Its block, from 0.
+    pub block: u32,
+    /// How bytes move.
+    pub row: Pair,
+    /// Where consumers read.
+    pub load: Load,
+    /// Largest batch.
+    pub batch_bytes: usize,
+    /// What it is run for.
+    pub kind: CellKind,
+    /// How fast producers send.
+    pub pace: Pace,
+}
+
+/// What a cell is run for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CellKind {
+    /// Bytes a second, and what they cost.
+    Throughput,
+    /// Response times at the fixed rate.
+    Latency,
+}
+
+/// All cells in the order they run, and the numbers they share.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Seed of everything random in the run.
+    pub seed: u64,
+    /// Blocks.
+    pub blocks: u32,
+    /// Measured seconds of each cell.
+    pub seconds: f64,
+    /// What the whole run will take, roughly.
+    pub seconds_estimated: f64,
+    /// The cells, in order.
+    pub cells: Vec<Cell>,
+}
+
+impl Plan {
+    /// What follows from a valid spec. `seed` is for when the spec has none; the plan says which one it used.
+    #[must_use]
+    pub fn new(spec: &RunSpec, seed: u64) -> Plan {
+        let seed = spec.seed.unwrap_or(seed);
+        let block = cells_of_a_block(spec);
+        let overhead: f64 = block.iter().map(|cell| overhead_seconds(spec, cell)).sum();
+        let (blocks, seconds) = fit(spec, block.len() as f64, overhead);
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut cells = Vec::with_capacity(block.len() * blocks as usize);
+        for number in 0..blocks {
+            let mut shuffled = block.clone();
+            random.shuffle(&mut shuffled);
+            cells.extend(shuffled.into_iter().map(|cell| Cell { block: number, ..cell }));
+        }
+        cells.iter_mut().zip(0..).for_each(|(cell, index)| cell.index = index);
+        let estimate = f64::from(blocks) * (overhead + block.len() as f64 * seconds);
+        let seconds_estimated = (estimate * 10.0).round() / 10.0;
+        Plan { seed, blocks, seconds, seconds_estimated, cells }
+    }
+
+    /// Seconds still to come when `done` cells are over, by the estimate.
+    #[must_use]
+    pub fn seconds_left(&self, done: usize) -> f64 {
+        let left = self.cells.len().saturating_sub(done);
+        self.seconds_estimated * left as f64 / self.cells.len().max(1) as f64
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { seed, blocks, seconds, seconds_estimated, cells } = self;
+        let throughput = cells.iter().filter(|cell| cell.kind == CellKind::Throughput).count();
+        write!(
+            f,
+            "{} cells of {seconds:.2} s in {blocks} block(s), order shuffled: {throughput} for throughput, {} for \
+             latency; about {seconds_estimated:.0} s; seed {seed}",
+            cells.len(),
+            cells.len() - throughput,
+        )
+    }
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cell { block, row, load, batch_bytes, pace, .. } = self;
+        write!(f, "{row} {load} {} {pace} (block {})", binary_bytes(*batch_bytes as u64), block + 1)
+    }
+}
+
+impl Cell {
+    /// A name for this cell's files, unique within the run: `017-copy+tail-catch-up-16384-throughput`.
+    #[must_use]
+    pub fn file_stem(&self) -> String {
+        let kind = match self.kind {
+            CellKind::Throughput => "throughput",
+            CellKind::Latency => "latency",
+        };
+        format!("{:03}-{}-{}-{}-{kind}", self.index, self.row, self.load, self.batch_bytes)
+    }
+}
+
+fn cells_of_a_block(spec: &RunSpec) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for row in &spec.rows {
+        for &batch_bytes in &spec.batch_bytes {
+            let cell = |load, kind, pace| Cell {
+                index: 0,
+                block: 0,
+                row: row.clone(),
+                load,
+                batch_bytes,
+                kind,
+                pace,
+            };
+            cells.extend(spec.loads.iter().map(|&load| cell(load, CellKind::Throughput, spec.rate)));
+            if spec.loads.contains(&Load::Tail) {
+                cells.push(cell(Load::Tail, CellKind::Latency, Pace::Rate(spec.fixed_rate)));
+            }
+        }
+    }
+    cells
+}
+
+fn overhead_seconds(spec: &RunSpec, cell: &Cell) -> f64 {
+    let fill = match cell.load {
+        Load::Tail => 0.0,
+        Load::CatchUp => spec.catch_up_bytes as f64 / FILL_BYTES_PER_SECOND,
+    };
+    SERVER_SECONDS + WARM_UP_SECONDS + fill
+}
+
+/// Blocks and cell seconds: the user's, or what comes nearest to the time a run should take.
+fn fit(spec: &RunSpec, cells: f64, overhead: f64) -> (u32, f64) {
+    let seconds_of = |blocks: u32| (RUN_SECONDS_AIM / f64::from(blocks) - overhead) / cells;
+    let seconds_needed = spec.seconds.unwrap_or(CELL_SECONDS_MIN);
+    let blocks = spec.blocks.unwrap_or_else(|| {
+        let fitting = (1..=BLOCKS_DEFAULT).rev().find(|&blocks| seconds_of(blocks) >= seconds_needed);
+        fitting.unwrap_or(1)
+    });
+    let seconds =
+        spec.seconds.unwrap_or_else(|| seconds_of(blocks).clamp(CELL_SECONDS_MIN, CELL_SECONDS_MAX));
+    (blocks, seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::spec::tests::spec;
+
+    fn name(cell: &Cell) -> (String, String, usize, CellKind) {
+        (cell.row.to_string(), cell.load.to_string(), cell.batch_bytes, cell.kind)
+    }
+
+    #[test]
+    fn the_default_run_takes_about_ninety_seconds() {
+        let plan = Plan::new(&spec(""), 1);
+        assert_eq!((plan.blocks, plan.cells.len()), (3, 54));
+        assert!((85.0..95.0).contains(&plan.seconds_estimated), "{plan}");
+        assert!(plan.seconds >= 0.8, "{plan}");
+        assert_eq!(plan.seconds_left(0), plan.seconds_estimated);
+        assert_eq!(plan.seconds_left(54), 0.0);
+        assert!(plan.to_string().contains("54 cells") && plan.to_string().contains("seed 1"), "{plan}");
+    }
+
+    #[test]
+    fn every_block_holds_every_cell_once_in_an_order_of_its_own() {
+        let plan = Plan::new(&spec("--blocks 4"), 7);
+        let orders: Vec<Vec<_>> =
+            plan.cells.chunks(18).map(|block| block.iter().map(name).collect()).collect();
+        let all: BTreeSet<_> = orders[0].iter().cloned().collect();
+        assert_eq!((orders.len(), all.len()), (4, 18));
+        for (number, order) in orders.iter().enumerate() {
+            assert_eq!(order.iter().cloned().collect::<BTreeSet<_>>(), all);
+            assert!(
+                orders[..number].iter().all(|earlier| earlier != order),
+                "block {number} repeats an order"
+            );
+        }
+        assert!(
+            plan.cells
+                .iter()
+                .enumerate()
+                .all(|(index, cell)| { cell.index as usize == index && cell.block as usize == index / 18 })
+        );
+        let stems: BTreeSet<_> = plan.cells.iter().map(Cell::file_stem).collect();
+        assert_eq!(stems.len(), plan.cells.len());
+    }
+
+    #[test]
+    fn the_seed_decides_the_order_and_the_spec_decides_the_seed() {
+        assert_eq!(Plan::new(&spec(""), 3), Plan::new(&spec(""), 3));
+        assert_ne!(Plan::new(&spec(""), 3).cells, Plan::new(&spec(""), 4).cells);
+        assert_eq!(Plan::new(&spec("--seed 9"), 3).seed, 9);
+    }
+
+    #[test]
+    fn what_the_user_says_is_kept_and_the_rest_fitted() {
+        let plan = Plan::new(&spec("--seconds 5 --blocks 2"), 1);
+        assert_eq!((plan.blocks, plan.seconds), (2, 5.0));
+        assert!(plan.seconds_estimated > 180.0);
+        let plan = Plan::new(&spec("--seconds 2"), 1);
+        assert_eq!((plan.blocks, plan.seconds), (1, 2.0));
+        let plan = Plan::new(&spec("--rows copy+tail --loads tail --batch-bytes 16KiB"), 1);
+        assert_eq!((plan.blocks, plan.seconds, plan.cells.len()), (3, CELL_SECONDS_MAX, 6));
+        let plan = Plan::new(&spec("--loads catch-up"), 1);
+        assert!(
+            plan.cells.iter().all(|cell| cell.kind == CellKind::Throughput),
+            "no producers, no produce latency"
+        );
+    }
+}

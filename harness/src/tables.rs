@@ -1,0 +1,336 @@
+//! The headline tables of a run: cells gathered into rows, numbers made ready to print.
+//!
+//! The page and the terminal show these same values. Medians come with the smallest and largest block, for with
+//! three blocks an interval would be a boast; latencies come from histograms merged over blocks, with the number of
+//! requests they rest on.
+
+use crate::cpu::ThreadKind;
+use crate::plot::row_colour;
+use crate::record::{CellRecord, RunRecord};
+use crate::recorder::Recorder;
+use crate::schedule::CellKind;
+use crate::spec::{Load, Pair};
+use crate::units::{binary_bytes, nanoseconds, three_digits};
+use crate::verify::Findings;
+
+/// A quantile with fewer requests beyond it than this is marked: it says little.
+pub const REQUESTS_BEYOND_MIN: f64 = 10.0;
+
+/// What verification says of the whole run.
+pub struct Verdict {
+    /// Nothing is wrong, and something was looked at.
+    pub clean: bool,
+    /// In words.
+    pub text: String,
+}
+
+/// One load and batch size.
+pub struct Section {
+    /// Load and batch size.
+    pub title: String,
+    /// What ran, and of which bytes the numbers are.
+    pub explanation: String,
+    /// Whether producers ran.
+    pub tail: bool,
+    /// Rows as the user named them.
+    pub rows: Vec<RowLine>,
+}
+
+/// One row of a section, ready to print.
+pub struct RowLine {
+    /// ingress+egress.
+    pub name: String,
+    /// Its colour in plots.
+    pub colour: String,
+    /// MB/s.
+    pub throughput: Spread,
+    /// At the fixed rate, where that was measured.
+    pub latency: Option<LatencyLine>,
+    /// CPU seconds of the server for each GB.
+    pub cpu: CpuLine,
+    /// Busy per cent of the server's and the load's core.
+    pub cores: [Spread; 2],
+    /// As declared.
+    pub copies: String,
+    /// In the page cache before and after.
+    pub residency: String,
+    /// Of the server, the largest.
+    pub resident_memory: String,
+    /// Of this row alone.
+    pub verified: Verdict,
+}
+
+/// A median, and the smallest and largest it came from.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Spread {
+    /// The middle block's, or the mean of the two middle ones.
+    pub median: String,
+    /// Smallest..largest; empty where nothing was measured.
+    pub range: String,
+}
+
+/// Produce response times of a row.
+pub struct LatencyLine {
+    /// Half the requests took at most this.
+    pub p50: String,
+    /// 99 % took at most this.
+    pub p99: String,
+    /// 99.9 % took at most this.
+    pub p999: String,
+    /// The longest.
+    pub max: String,
+    /// How many there were.
+    pub requests: u64,
+    /// How many left late or never.
+    pub late: u64,
+}
+
+/// What a GB cost the server.
+pub struct CpuLine {
+    /// Of the whole process.
+    pub total: Spread,
+    /// By kind of thread.
+    pub parts: Vec<String>,
+}
+
+/// One section for each batch size and load, in the order the user named them.
+#[must_use]
+pub fn sections(record: &RunRecord) -> Vec<Section> {
+    let loads = |batch_bytes| record.spec.loads.iter().map(move |&load| (batch_bytes, load));
+    let all = record.spec.batch_bytes.iter().flat_map(|&batch_bytes| loads(batch_bytes));
+    all.map(|(batch_bytes, load)| section(record, load, batch_bytes)).collect()
+}
+
+/// Whether every record of the run arrived whole, once and in order: what the exit status says.
+#[must_use]
+pub fn is_clean(record: &RunRecord) -> bool {
+    verdict(&record.cells.iter().collect::<Vec<_>>()).clean
+}
+
+/// What the reader must know before believing any number.
+#[must_use]
+pub fn warnings(record: &RunRecord) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !record.complete {
+        let (done, all) = (record.cells.len(), record.plan.cells.len());
+        warnings.push(format!("The run did not finish: {done} of {all} cells."));
+    }
+    if record.server_core == record.client_core {
+        warnings.push(format!("Server and load shared core {}: each slowed the other.", record.server_core));
+    }
+    if record.environment.debug_build {
+        warnings
+            .push("Debug assertions were on: these speeds mean nothing. Build with --release.".to_owned());
+    }
+    let steal: f64 = record.cells.iter().flat_map(|cell| cell.cores.values()).map(|core| core.steal).sum();
+    let measured: f64 = record.cells.iter().map(|cell| cell.seconds * cell.cores.len() as f64).sum();
+    if steal > 0.02 * measured {
+        warnings.push(format!("The host took {:.0} % of the cores' time (steal).", 100.0 * steal / measured));
+    }
+    let never_sent: u64 = record.cells.iter().map(|cell| cell.lateness.never_sent).sum();
+    if never_sent > 0 {
+        warnings.push(format!(
+            "{never_sent} scheduled requests never left: the rate was above what the row can do."
+        ));
+    }
+    warnings
+}
+
+fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
+    let of_row = |row: &Pair, kind: CellKind| -> Vec<&CellRecord> {
+        let fits = |cell: &&CellRecord| {
+            let cell = &cell.cell;
+            cell.row == *row && cell.load == load && cell.batch_bytes == batch_bytes && cell.kind == kind
+        };
+        record.cells.iter().filter(fits).collect()
+    };
+    let rows = record.spec.rows.iter().enumerate().map(|(index, row)| {
+        let throughput = of_row(row, CellKind::Throughput);
+        let latency = of_row(row, CellKind::Latency);
+        let all: Vec<&CellRecord> = throughput.iter().chain(&latency).copied().collect();
+        RowLine {
+            name: row.to_string(),
+            colour: row_colour(index),
+            throughput: spread(throughput.iter().map(|cell| Some(cell.megabytes_per_second()))),
+            latency: latency_line(&latency),
+            cpu: cpu_line(&throughput),
+            cores: [record.server_core, record.client_core].map(|core| {
+                spread(throughput.iter().map(|cell| {
+                    let seconds = cell.cores.get(&core)?;
+                    Some(100.0 * seconds.busy / (seconds.busy + seconds.idle + seconds.steal).max(0.01))
+                }))
+            }),
+            copies: copies(record, row, load),
+            residency: residency(&throughput),
+            resident_memory: memory(&throughput),
+            verified: row_verdict(&all),
+        }
+    });
+    let spec = &record.spec;
+    let explanation = match load {
+        Load::Tail => format!(
+            "{} with {} in flight each, pace {}, {}, {} for each partition at the tail, ack {}. GB and MB/s are of \
+             acknowledged batches; each byte is also read by every consumer of its partition.",
+            counted(spec.producers, "producer connection"),
+            counted(spec.window, "request"),
+            spec.rate,
+            counted(spec.partitions, "partition"),
+            counted(spec.consumers, "consumer"),
+            spec.ack,
+        ),
+        Load::CatchUp => format!(
+            "{} MB written beforehand over {} and dropped from the page cache, then read from the beginning by {} for \
+             each partition, with no producer. GB and MB/s are of batches received.",
+            spec.catch_up_bytes / 1_000_000,
+            counted(spec.partitions, "partition"),
+            counted(spec.consumers, "consumer"),
+        ),
+    };
+    Section {
+        title: format!("{load}, batches up to {}", binary_bytes(batch_bytes as u64)),
+        explanation,
+        tail: load == Load::Tail,
+        rows: rows.collect(),
+    }
+}
+
+fn latency_line(cells: &[&CellRecord]) -> Option<LatencyLine> {
+    let mut merged = Recorder::default();
+    cells.iter().for_each(|cell| merged.add(&cell.produce));
+    let quantiles = merged.response.quantiles();
+    if quantiles.count == 0 {
+        return None;
+    }
+    let marked = |ns: u64, beyond: f64| {
+        let few = (quantiles.count as f64) * beyond < REQUESTS_BEYOND_MIN;
+        format!("{}{}", nanoseconds(ns), if few { " *" } else { "" })
+    };
+    Some(LatencyLine {
+        p50: marked(quantiles.p50_ns, 0.5),
+        p99: marked(quantiles.p99_ns, 0.01),
+        p999: marked(quantiles.p999_ns, 0.001),
+        max: nanoseconds(quantiles.max_ns),
+        requests: quantiles.count,
+        late: cells.iter().map(|cell| cell.lateness.late + cell.lateness.never_sent).sum(),
+    })
+}
+
+fn cpu_line(cells: &[&CellRecord]) -> CpuLine {
+    let median_of = |seconds: &dyn Fn(&CellRecord) -> f64| {
+        spread(cells.iter().map(|cell| cell.seconds_per_gigabyte(seconds(cell)))).median
+    };
+    let kinds = [
+        ("shard", ThreadKind::Shard),
+        ("io-wq", ThreadKind::RingWorker),
+        ("helpers", ThreadKind::Helper),
+        ("other", ThreadKind::Other),
+    ];
+    let mut parts: Vec<String> = kinds
+        .iter()
+        .map(|(name, kind)| format!("{name} {}", median_of(&|cell| cell.server.of(*kind).total())))
+        .collect();
+    if cells.iter().any(|cell| cell.server.ended_threads.total() > 0.0) {
+        parts.push(format!("ended threads {}", median_of(&|cell| cell.server.ended_threads.total())));
+    }
+    let total = spread(cells.iter().map(|cell| cell.seconds_per_gigabyte(cell.server.whole.total())));
+    CpuLine { total, parts }
+}
+
+fn copies(record: &RunRecord, row: &Pair, load: Load) -> String {
+    let declared = |name: String| {
+        record
+            .declared
+            .get(&name)
+            .map_or_else(|| "?".to_owned(), |copies| trimmed(copies.cpu_copies_per_byte))
+    };
+    let (ingress, egress) =
+        (declared(format!("ingress/{}", row.ingress)), declared(format!("egress/{}", row.egress)));
+    match load {
+        Load::Tail => format!("in {ingress}, out {egress}"),
+        Load::CatchUp => format!("out {egress}"),
+    }
+}
+
+fn residency(cells: &[&CellRecord]) -> String {
+    let percents = |of: &dyn Fn(&CellRecord) -> Option<f64>| spread(cells.iter().map(|cell| of(cell))).median;
+    let before = percents(&|cell| Some(100.0 * cell.residency?.before.fraction()));
+    let after = percents(&|cell| Some(100.0 * cell.residency?.after.fraction()));
+    if before == "-" { "not measured".to_owned() } else { format!("{before} % to {after} %") }
+}
+
+fn memory(cells: &[&CellRecord]) -> String {
+    let largest = cells.iter().map(|cell| cell.server.resident_bytes).max().unwrap_or(0);
+    format!("{} MB", largest / 1_000_000)
+}
+
+/// What verification says of these cells together.
+#[must_use]
+pub fn verdict(cells: &[&CellRecord]) -> Verdict {
+    let mut findings = Findings::default();
+    cells.iter().for_each(|cell| findings.add(&cell.findings));
+    let errors: u64 = cells.iter().flat_map(|cell| cell.errors.values()).sum();
+    let Findings {
+        records, lost, duplicate, reordered, corrupt, misplaced, offset_gaps, offset_repeats, ..
+    } = findings;
+    let mut text = format!(
+        "{records} records: {lost} lost, {duplicate} duplicate, {reordered} reordered, {corrupt} corrupt"
+    );
+    for (number, name) in [
+        (findings.corrupt_batches, "batches with a wrong CRC or shape"),
+        (misplaced, "misplaced"),
+        (offset_gaps, "offsets missing"),
+        (offset_repeats, "offsets repeated"),
+        (errors, "requests refused by the server"),
+    ] {
+        if number > 0 {
+            text += &format!(", {number} {name}");
+        }
+    }
+    // Nothing received is not a pass: nothing was verified.
+    Verdict { clean: findings.are_clean() && errors == 0 && records > 0, text }
+}
+
+/// A clean row says so in two words: the columns beside it need the place.
+fn row_verdict(cells: &[&CellRecord]) -> Verdict {
+    let whole = verdict(cells);
+    if whole.clean { Verdict { clean: true, text: "nothing wrong".to_owned() } } else { whole }
+}
+
+/// Median, smallest and largest of the values there are.
+fn spread(values: impl Iterator<Item = Option<f64>>) -> Spread {
+    let mut values: Vec<f64> = values.flatten().collect();
+    values.sort_by(f64::total_cmp);
+    let (Some(first), Some(last)) = (values.first(), values.last()) else {
+        return Spread { median: "-".to_owned(), range: String::new() };
+    };
+    let middle = values.len() / 2;
+    let median =
+        if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+    let range = format!("{}..{}", three_digits(*first), three_digits(*last));
+    Spread { median: three_digits(median), range }
+}
+
+/// `1 partition`, `8 partitions`.
+fn counted(number: u32, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Two digits at most, no trailing zeros.
+#[must_use]
+pub fn trimmed(number: f64) -> String {
+    let text = format!("{number:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_comes_with_its_range() {
+        let of = |values: &[f64]| spread(values.iter().copied().map(Some));
+        assert_eq!(of(&[3.0, 1.0, 2.0]), Spread { median: "2.00".into(), range: "1.00..3.00".into() });
+        assert_eq!(of(&[4.0, 1.0]).median, "2.50");
+        assert_eq!(spread(std::iter::once(None)).median, "-");
+    }
+}
