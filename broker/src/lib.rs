@@ -1,3 +1,21 @@
-//! The broker.
+//! A log server that speaks the Kafka protocol over the ringlog engine.
+//!
+//! [`serve`] runs on a shard: it accepts connections there and answers requests from the partitions that live there.
+//! Each connection has two tasks, a reader and a writer, with a bounded queue of requests between them. `wire` is the
+//! protocol as bytes; the handlers, one a file, say what a message means.
 
+mod config;
+mod connection;
+mod create_topics;
+mod errors;
+mod fetch;
+mod list_offsets;
+mod metadata;
+mod produce;
+mod reader;
+mod serve;
 pub mod wire;
+mod writer;
+
+pub use config::BrokerConfig;
+pub use serve::{Bound, bind, serve};

@@ -99,6 +99,13 @@ impl Partition {
         })
     }
 
+    /// The largest timestamp of any batch, or `None` in an empty log.
+    #[must_use]
+    pub fn largest_timestamp(&self) -> Option<Timestamp> {
+        let log = self.0.log.borrow();
+        log.segments().iter().map(|s| s.largest_timestamp).max().filter(|&t| t > Timestamp::NONE)
+    }
+
     /// The first record whose timestamp is at least `timestamp`, among those that are visible. Inside a compressed
     /// batch the batch's own first offset and largest timestamp are given: records are not unpacked here.
     ///

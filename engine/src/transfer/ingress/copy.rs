@@ -233,14 +233,15 @@ impl Stage {
         began
     }
 
-    /// The block that the log ends in will be written again.
-    #[allow(clippy::unused_self)]
+    /// The block that the log ends in will be written again, once an append has read it back into staging; until
+    /// then, as after opening, nothing is under way and the file is all there is.
     pub(super) fn file_limit(&self, written: LogPoint, segment: Offset) -> Position {
-        if written.segment == segment {
-            Position(written.position.0 / BLOCK * BLOCK)
-        } else {
-            Position(u64::MAX)
+        if written.segment != segment {
+            return Position(u64::MAX);
         }
+        let last = Position(written.position.0 / BLOCK * BLOCK);
+        let staged = self.blocks.back().is_some_and(|b| b.segment == segment && b.end() >= written.position);
+        if staged { last } else { written.position }
     }
 
     pub(super) fn memory_bytes(&self) -> usize {

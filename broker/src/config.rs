@@ -1,0 +1,42 @@
+//! What a broker may be told.
+
+use std::net::SocketAddr;
+
+use crate::wire::FrameLimits;
+
+/// How a broker serves.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where clients are told to come; the listening address where this is `None`.
+    pub advertise: Option<(String, u16)>,
+    /// Partitions of a topic that a client's question creates, or that is created without a number.
+    pub default_partitions: i32,
+    /// Whether a client's question may create a topic.
+    pub auto_create_topics: bool,
+    /// The largest frames.
+    pub frames: FrameLimits,
+    /// Connections at a time; more are closed at once.
+    pub connections_max: usize,
+}
+
+/// Requests of one connection between its reader and its writer; then the reader waits.
+pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 64;
+
+impl BrokerConfig {
+    /// The usual settings.
+    #[must_use]
+    pub fn new(listen: SocketAddr) -> BrokerConfig {
+        let frames =
+            FrameLimits { frame_bytes_max: ringlog::sys::LEASE_BYTES_MAX - 4, ..FrameLimits::default() };
+        BrokerConfig {
+            listen,
+            advertise: None,
+            default_partitions: 1,
+            auto_create_topics: true,
+            frames,
+            connections_max: 8192,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! One connection: what its reader hands to its writer.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use ringlog::Shard;
+use ringlog::sys::{Lease, Socket};
+
+use crate::config::{BrokerConfig, REQUESTS_IN_FLIGHT_MAX};
+use crate::produce::Produced;
+
+/// What all connections of a shard share.
+pub(crate) struct Broker {
+    pub shard: Shard,
+    pub config: BrokerConfig,
+    /// Where clients are told to come.
+    pub advertised: (String, u16),
+    /// Connections open now.
+    pub connections: RefCell<Vec<Rc<Connection>>>,
+}
+
+pub(crate) struct Connection {
+    pub socket: Socket,
+    pub peer: Option<SocketAddr>,
+    queue: RefCell<VecDeque<Entry>>,
+    reader: RefCell<Option<Waker>>,
+    writer: RefCell<Option<Waker>>,
+    /// The reader has ended: what is queued is all there will be.
+    input_ended: Cell<bool>,
+    /// The writer has ended: nothing will be answered any more.
+    output_ended: Cell<bool>,
+    /// The writer works on a request that it took out of the queue.
+    pub answering: Cell<bool>,
+    /// Produce entries to be used again.
+    pub pool: RefCell<Vec<Box<Produced>>>,
+}
+
+/// One request on its way to its answer.
+pub(crate) enum Entry {
+    /// Appended already; the answer waits for promises.
+    Produced(Box<Produced>),
+    /// To be executed when it comes to the head: the frame without its length prefix.
+    Request(Lease),
+}
+
+impl Connection {
+    pub(crate) fn new(socket: Socket) -> Connection {
+        Connection {
+            peer: socket.peer(),
+            socket,
+            queue: RefCell::new(VecDeque::with_capacity(REQUESTS_IN_FLIGHT_MAX)),
+            reader: RefCell::new(None),
+            writer: RefCell::new(None),
+            input_ended: Cell::new(false),
+            output_ended: Cell::new(false),
+            answering: Cell::new(false),
+            pool: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// Adds a request; waits while the queue is full. False when nobody will answer.
+    pub(crate) async fn push(&self, entry: Entry) -> bool {
+        poll_fn(|cx| {
+            if self.output_ended.get() || self.queue.borrow().len() < REQUESTS_IN_FLIGHT_MAX {
+                return Poll::Ready(());
+            }
+            keep(&self.reader, cx.waker());
+            Poll::Pending
+        })
+        .await;
+        if self.output_ended.get() {
+            return false;
+        }
+        self.queue.borrow_mut().push_back(entry);
+        wake(&self.writer);
+        true
+    }
+
+    /// The next request, or `None` when the input has ended and everything is answered.
+    pub(crate) async fn next(&self) -> Option<Entry> {
+        poll_fn(|cx| {
+            if let Some(entry) = self.try_next() {
+                return Poll::Ready(Some(entry));
+            }
+            if self.input_ended.get() {
+                return Poll::Ready(None);
+            }
+            keep(&self.writer, cx.waker());
+            Poll::Pending
+        })
+        .await
+    }
+
+    pub(crate) fn try_next(&self) -> Option<Entry> {
+        let entry = self.queue.borrow_mut().pop_front()?;
+        wake(&self.reader);
+        Some(entry)
+    }
+
+    pub(crate) fn end_input(&self) {
+        self.input_ended.set(true);
+        wake(&self.writer);
+    }
+
+    pub(crate) fn end_output(&self) {
+        self.output_ended.set(true);
+        self.queue.borrow_mut().clear();
+        self.socket.shutdown();
+        wake(&self.reader);
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.borrow().is_empty() && !self.answering.get()
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        self.peer.map_or_else(|| "a peer that is gone".to_owned(), |peer| peer.to_string())
+    }
+}
+
+fn keep(slot: &RefCell<Option<Waker>>, waker: &Waker) {
+    let mut slot = slot.borrow_mut();
+    if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
+        *slot = Some(waker.clone());
+    }
+}
+
+fn wake(slot: &RefCell<Option<Waker>>) {
+    if let Some(waker) = &*slot.borrow() {
+        waker.wake_by_ref();
+    }
+}

@@ -1,0 +1,63 @@
+//! The engine's errors in the protocol's words: the one place that knows both.
+
+use std::io;
+
+use ringlog::log::BatchError;
+use ringlog::shard::{AppendError, FetchError, TopicError};
+
+use crate::wire::{ErrorCode, WireError};
+
+/// Why a connection comes to an end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    /// The peer or the network.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The peer does not speak the protocol.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// Kafka closes the connection of an unacknowledged producer whose request failed: it has no other way to say so.
+    #[error("a produce request without acknowledgement failed with {0:?}")]
+    Unanswerable(ErrorCode),
+}
+
+pub(crate) fn of_batch(error: &BatchError) -> ErrorCode {
+    match error {
+        BatchError::Crc { .. } | BatchError::TooShort { .. } | BatchError::Length { .. } => {
+            ErrorCode::CorruptMessage
+        }
+        BatchError::Magic(0 | 1) => ErrorCode::UnsupportedForMessageFormat,
+        _ => ErrorCode::InvalidRecord,
+    }
+}
+
+pub(crate) fn of_append(error: &AppendError) -> ErrorCode {
+    match error {
+        AppendError::TooLarge { .. } => ErrorCode::MessageTooLarge,
+        AppendError::Failed(_) => ErrorCode::KafkaStorageError,
+        AppendError::Closed | AppendError::Moved => ErrorCode::NotLeaderOrFollower,
+        AppendError::NoMemory(_) => ErrorCode::ThrottlingQuotaExceeded,
+        AppendError::Refused(_) => ErrorCode::InvalidRecord,
+    }
+}
+
+pub(crate) fn of_fetch(error: &FetchError) -> ErrorCode {
+    match error {
+        FetchError::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
+        FetchError::Corrupt(_) => ErrorCode::CorruptMessage,
+        FetchError::Io(_) => ErrorCode::KafkaStorageError,
+        FetchError::Closed => ErrorCode::NotLeaderOrFollower,
+    }
+}
+
+pub(crate) fn of_topic(error: &TopicError) -> ErrorCode {
+    match error {
+        TopicError::Exists(_) => ErrorCode::TopicAlreadyExists,
+        TopicError::Unknown(_) => ErrorCode::UnknownTopicOrPartition,
+        TopicError::Name(_) => ErrorCode::InvalidTopicException,
+        TopicError::Partitions(..) => ErrorCode::InvalidPartitions,
+        TopicError::Config(_) => ErrorCode::InvalidConfig,
+        TopicError::Io(_) => ErrorCode::KafkaStorageError,
+        TopicError::Stopping => ErrorCode::BrokerNotAvailable,
+    }
+}

@@ -1,0 +1,218 @@
+//! Produce: each batch is checked where it lies, stamped and appended at once; the answer waits for the promises.
+//!
+//! Batches of idempotent producers (those with a producer id) are stored like any other: sequence numbers are kept,
+//! not checked, since the API that hands out producer ids is not offered.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use ringlog::Ack;
+use ringlog::log::check_produced;
+use ringlog::shard::{Partition, Stage, Ticket, Topic};
+use ringlog::sys::{LeaseMut, Moment};
+use ringlog::types::TopicId;
+
+use crate::connection::{Broker, Connection};
+use crate::errors::{self, Fault};
+use crate::wire::produce::{ProduceOutcome, ProduceRequest, ProduceResponseWriter};
+use crate::wire::{ApiKey, Decoder, Encoder, ErrorCode, Message, RequestHeader, Uuid, WireError};
+
+/// A Produce request whose batches are appended. Used again and again: it allocates only to grow.
+pub(crate) struct Produced {
+    pub correlation_id: i32,
+    pub version: i16,
+    pub acks: i16,
+    pub received: Moment,
+    topics: Vec<ProducedTopic>,
+    outcomes: Vec<Outcome>,
+    ranges: Vec<Option<Range<usize>>>,
+}
+
+struct ProducedTopic {
+    name: TopicName,
+    partitions: usize,
+}
+
+enum TopicName {
+    Known(Rc<Topic>),
+    Unknown(String, Uuid),
+}
+
+struct Outcome {
+    index: i32,
+    result: Result<Ticket, ErrorCode>,
+    log_start: i64,
+}
+
+impl Produced {
+    fn empty() -> Produced {
+        Produced {
+            correlation_id: 0,
+            version: 0,
+            acks: 0,
+            received: Moment(0),
+            topics: Vec::with_capacity(4),
+            outcomes: Vec::with_capacity(16),
+            ranges: Vec::with_capacity(16),
+        }
+    }
+
+    pub(crate) fn first_error(&self) -> Option<ErrorCode> {
+        self.outcomes.iter().find_map(|outcome| outcome.result.as_ref().err().copied())
+    }
+
+    /// Whether the answer can be given without waiting.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.outcomes.iter().all(|o| o.result.as_ref().map_or(true, |ticket| ticket.look().is_some()))
+    }
+
+    /// Waits until every promise holds or is broken.
+    pub(crate) async fn settle(&mut self) {
+        for outcome in &mut self.outcomes {
+            if let Ok(ticket) = &outcome.result
+                && let Err(error) = ticket.reached().await
+            {
+                outcome.result = Err(errors::of_append(&error));
+            }
+        }
+    }
+
+    pub(crate) fn encode(&self, into: &mut Vec<u8>) -> Result<(), WireError> {
+        let encoder = Encoder::growing(into);
+        let mut writer =
+            ProduceResponseWriter::begin(encoder, self.correlation_id, self.version, self.topics.len())?;
+        let mut outcomes = self.outcomes.iter();
+        for topic in &self.topics {
+            let (name, id) = match &topic.name {
+                TopicName::Known(topic) => (topic.name.as_str(), topic.id.0),
+                TopicName::Unknown(name, id) => (name.as_str(), *id),
+            };
+            writer.topic(name, &id, topic.partitions);
+            for outcome in outcomes.by_ref().take(topic.partitions) {
+                writer.partition(&match &outcome.result {
+                    Ok(ticket) => {
+                        ProduceOutcome::appended(outcome.index, ticket.base_offset.0, -1, outcome.log_start)
+                    }
+                    Err(code) => ProduceOutcome::refused(outcome.index, *code),
+                });
+            }
+        }
+        writer.finish(0, &[]).map(drop)
+    }
+}
+
+/// Takes a Produce frame: everything in it is checked, and what is good has its offset when this returns.
+pub(crate) async fn take(
+    broker: &Rc<Broker>,
+    connection: &Rc<Connection>,
+    mut frame: LeaseMut,
+    received: Moment,
+) -> Result<Box<Produced>, Fault> {
+    let mut produced = connection.pool.borrow_mut().pop().unwrap_or_else(|| Box::new(Produced::empty()));
+    produced.topics.clear();
+    produced.outcomes.clear();
+    produced.ranges.clear();
+    let ack = look(broker, &frame, &mut produced)?;
+    produced.received = received;
+
+    // Cut the batches out of the frame, front to back.
+    let mut cut = 0;
+    let (mut topic, mut left) = (0, produced.topics.first().map_or(0, |t| t.partitions));
+    for number in 0..produced.ranges.len() {
+        while left == 0 {
+            topic += 1;
+            left = produced.topics[topic].partitions;
+        }
+        left -= 1;
+        let Some(range) = produced.ranges[number].clone() else { continue };
+        drop(frame.split_to(range.start - cut));
+        let batch = frame.split_to(range.len());
+        cut = range.end;
+        if produced.outcomes[number].result.is_err_and_final() {
+            continue;
+        }
+        let TopicName::Known(known) = &produced.topics[topic].name else { continue };
+        let partition = known.partitions[produced.outcomes[number].index as usize].clone();
+        let outcome = append(&partition, batch, ack, received).await;
+        produced.outcomes[number].log_start = partition.marks().log_start.0;
+        produced.outcomes[number].result = outcome;
+    }
+    Ok(produced)
+}
+
+/// Reads the request: which topics and partitions, and where the batches lie. Everything is answered with "appended"
+/// or an error of its own later; until then an outcome that may still be appended is marked so.
+fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<Option<Ack>, Fault> {
+    let mut decoder = Decoder::new(frame);
+    let header = RequestHeader::decode(&mut decoder)?;
+    ApiKey::Produce.version(header.version)?;
+    let request = ProduceRequest::decode_from(&mut decoder, header.version)?;
+    produced.correlation_id = header.correlation_id;
+    produced.version = header.version;
+    produced.acks = request.acks;
+    let by_id = header.version >= crate::wire::produce::TOPIC_IDS_FROM;
+    for topic in request.topics.iter() {
+        let known = match by_id {
+            true => broker.shard.topic_by_id(TopicId(topic.topic_id)),
+            false => broker.shard.topic(topic.name),
+        };
+        let partitions = topic.partitions.len();
+        for partition in topic.partitions.iter() {
+            let there = known.as_ref().and_then(|t| t.partitions.get(usize::try_from(partition.index).ok()?));
+            let code = match (&known, there, &partition.records) {
+                _ if !matches!(request.acks, -1..=1) => ErrorCode::InvalidRequiredAcks,
+                (None, ..) if by_id => ErrorCode::UnknownTopicId,
+                (None, ..) | (_, None, _) => ErrorCode::UnknownTopicOrPartition,
+                (_, _, None) => ErrorCode::InvalidRecord,
+                _ => TO_BE_APPENDED,
+            };
+            produced.outcomes.push(Outcome { index: partition.index, result: Err(code), log_start: -1 });
+            produced.ranges.push(partition.records.clone());
+        }
+        let name = match known {
+            Some(topic) => TopicName::Known(topic),
+            None => TopicName::Unknown(topic.name.to_owned(), topic.topic_id),
+        };
+        produced.topics.push(ProducedTopic { name, partitions });
+    }
+    // Without acknowledgement nobody waits, so nothing asks for a flush either.
+    Ok((produced.acks == 0).then_some(Ack::Memory))
+}
+
+/// Stands for "not yet": overwritten by what the append gives.
+const TO_BE_APPENDED: ErrorCode = ErrorCode::UnknownServerError;
+
+trait IsFinal {
+    fn is_err_and_final(&self) -> bool;
+}
+
+impl IsFinal for Result<Ticket, ErrorCode> {
+    fn is_err_and_final(&self) -> bool {
+        matches!(self, Err(code) if *code != TO_BE_APPENDED)
+    }
+}
+
+async fn append(
+    partition: &Partition,
+    batch: LeaseMut,
+    ack: Option<Ack>,
+    received: Moment,
+) -> Result<Ticket, ErrorCode> {
+    let header = check_produced(&batch).map_err(|error| {
+        tracing::warn!("{partition}: a batch of {} bytes was refused: {error}", batch.len());
+        errors::of_batch(&error)
+    })?;
+    partition.append(batch, header, ack, received).await.map_err(|error| {
+        tracing::warn!("{partition}: an append was refused: {error}");
+        errors::of_append(&error)
+    })
+}
+
+/// Gives the entry back and notes how long its answer took.
+pub(crate) fn answered(broker: &Broker, connection: &Connection, mut produced: Box<Produced>) {
+    let took = broker.shard.ring().now().nanos_since(produced.received);
+    broker.shard.stages().note(Stage::Answer, took);
+    produced.topics.clear();
+    produced.outcomes.clear();
+    connection.pool.borrow_mut().push(produced);
+}

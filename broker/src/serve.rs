@@ -1,0 +1,107 @@
+//! Serving: the listener of one shard and its connections.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use ringlog::Shard;
+use ringlog::sys::{Listener, Socket};
+
+use crate::config::BrokerConfig;
+use crate::connection::{Broker, Connection};
+use crate::{reader, writer};
+
+/// How long requests under way may take once a stop was asked for.
+const ANSWERS_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A listener that is ready to serve.
+pub struct Bound {
+    broker: Rc<Broker>,
+    listener: Listener,
+}
+
+/// Listens on `config.listen`. Clients may connect from here on; they are answered by [`serve`].
+///
+/// # Errors
+/// What the kernel said, or that a wildcard address is no address to tell clients.
+pub fn bind(shard: &Shard, config: BrokerConfig) -> io::Result<Bound> {
+    if config.advertise.is_none() && config.listen.ip().is_unspecified() {
+        let message = format!(
+            "{} is no address that clients could come to: --advertise HOST:PORT is needed",
+            config.listen
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let listener = shard.ring().listen(config.listen)?;
+    let bound = listener.address();
+    let advertised = config.advertise.clone().unwrap_or_else(|| (bound.ip().to_string(), bound.port()));
+    let broker = Broker { shard: shard.clone(), config, advertised, connections: RefCell::new(Vec::new()) };
+    Ok(Bound { broker: Rc::new(broker), listener })
+}
+
+impl Bound {
+    /// The address it listens on.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+}
+
+/// Accepts and answers until the shard is asked to stop; then answers what is under way and closes.
+pub async fn serve(bound: Bound) {
+    let Bound { broker, listener } = bound;
+    let shard = broker.shard.clone();
+    while let Some(accepted) = until_stop(&shard, shard.ring().accept(&listener)).await {
+        match accepted {
+            Ok(socket) => start(&broker, socket),
+            Err(error) => {
+                // Out of descriptors, most likely: those who wait are served when others leave.
+                tracing::warn!("accepting on {}: {error}", listener.address());
+                shard.ring().sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    let patience = shard.ring().now().plus(ANSWERS_TIME_MAX);
+    while broker.connections.borrow().iter().any(|c| !c.is_idle()) && shard.ring().now() < patience {
+        shard.ring().sleep(Duration::from_millis(1)).await;
+    }
+    for connection in broker.connections.borrow().iter() {
+        connection.socket.shutdown();
+    }
+    while !broker.connections.borrow().is_empty() && shard.ring().now() < patience {
+        shard.ring().sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn start(broker: &Rc<Broker>, socket: Socket) {
+    if broker.connections.borrow().len() >= broker.config.connections_max {
+        tracing::warn!("a connection is refused: {} are open already", broker.config.connections_max);
+        socket.shutdown();
+        return;
+    }
+    let connection = Rc::new(Connection::new(socket));
+    broker.connections.borrow_mut().push(connection.clone());
+    broker.shard.spawn(reader::run(broker.clone(), connection.clone()));
+    let broker = broker.clone();
+    broker.shard.clone().spawn(async move {
+        writer::run(broker.clone(), connection.clone()).await;
+        broker.connections.borrow_mut().retain(|known| !Rc::ptr_eq(known, &connection));
+    });
+}
+
+/// What `future` gives, or `None` when a stop is asked for first.
+async fn until_stop<F: Future>(shard: &Shard, future: F) -> Option<F::Output> {
+    let (mut future, mut stop) = (pin!(future), pin!(shard.stopping()));
+    poll_fn(|cx| {
+        if stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
+}

@@ -1,0 +1,191 @@
+//! The writer of a connection: answers in the order of the requests, and what is ready together leaves together.
+
+use std::rc::Rc;
+
+use ringlog::sys::{Lease, Timer};
+use ringlog::transfer::{Piece, Response, send};
+
+use crate::connection::{Broker, Connection, Entry};
+use crate::errors::Fault;
+use crate::wire::api_versions::{ApiVersionsRequest, ApiVersionsResponse};
+use crate::wire::{
+    ApiKey, Decoder, Encode, Encoder, GappedFrame, Message, RequestHeader, Segment, encode_response,
+};
+use crate::{create_topics, fetch, list_offsets, metadata, produce, reader};
+
+/// Answers gather up to here before they are sent.
+const GATHER_BYTES_MAX: usize = 64 << 10;
+
+pub(crate) async fn run(broker: Rc<Broker>, connection: Rc<Connection>) {
+    let timer = broker.shard.ring().timer();
+    let mut writer = Writer {
+        broker: &broker,
+        connection: &connection,
+        timer,
+        answers: Vec::with_capacity(4096),
+        frame: GappedFrame::with_capacity(1024, 16),
+        pieces: Vec::with_capacity(16),
+        response: Response::default(),
+    };
+    if let Err(fault) = writer.run().await {
+        match &fault {
+            Fault::Io(error) if reader::is_farewell(error) => {}
+            fault => tracing::warn!("connection of {} is closed: {fault}", connection.describe()),
+        }
+    }
+    connection.end_output();
+}
+
+pub(crate) struct Writer<'a> {
+    pub broker: &'a Rc<Broker>,
+    pub connection: &'a Rc<Connection>,
+    /// For long polls.
+    pub timer: Timer,
+    /// Encoded answers that wait for the next send.
+    pub answers: Vec<u8>,
+    /// The fetch response under way, and the pieces for its gaps.
+    pub frame: GappedFrame,
+    pub pieces: Vec<Piece>,
+    response: Response,
+}
+
+impl Writer<'_> {
+    async fn run(&mut self) -> Result<(), Fault> {
+        loop {
+            let entry = match self.connection.try_next() {
+                Some(entry) => entry,
+                None => {
+                    self.flush().await?;
+                    match self.connection.next().await {
+                        Some(entry) => entry,
+                        None => return Ok(()),
+                    }
+                }
+            };
+            self.connection.answering.set(true);
+            self.answer(entry).await?;
+            if self.answers.len() >= GATHER_BYTES_MAX {
+                self.flush().await?;
+            }
+            self.connection.answering.set(!self.answers.is_empty());
+        }
+    }
+
+    async fn answer(&mut self, entry: Entry) -> Result<(), Fault> {
+        match entry {
+            Entry::Produced(mut produced) => {
+                if !produced.is_ready() {
+                    self.flush().await?;
+                }
+                produced.settle().await;
+                produced.encode(&mut self.answers)?;
+                produce::answered(self.broker, self.connection, produced);
+                Ok(())
+            }
+            Entry::Request(frame) => self.dispatch(&frame).await,
+        }
+    }
+
+    /// The table of `wire::ApiKey` with its handlers.
+    async fn dispatch(&mut self, frame: &Lease) -> Result<(), Fault> {
+        let mut decoder = Decoder::new(frame);
+        let header = RequestHeader::decode(&mut decoder)?;
+        let (api, version) = (header.api, header.version);
+        if let Err(unsupported) = api.version(version) {
+            if api != ApiKey::ApiVersions {
+                return Err(unsupported.into());
+            }
+            // KIP-511: the answer is of version 0 whatever was asked, and names the versions to ask in.
+            return self.encode(&header, 0, &ApiVersionsResponse::unsupported_version());
+        }
+        match api {
+            ApiKey::Produce => unreachable!("the reader takes Produce itself"),
+            ApiKey::Fetch => {
+                self.flush().await?;
+                fetch::answer(self, &header, &mut decoder).await
+            }
+            ApiKey::ApiVersions => {
+                ApiVersionsRequest::decode_from(&mut decoder, version)?;
+                self.encode(&header, version, &ApiVersionsResponse::of_table())
+            }
+            ApiKey::Metadata => metadata::answer(self, &header, &mut decoder).await,
+            ApiKey::ListOffsets => list_offsets::answer(self, &header, &mut decoder).await,
+            ApiKey::CreateTopics => create_topics::answer(self, &header, &mut decoder).await,
+        }
+    }
+
+    pub(crate) fn encode<M: Message + Encode>(
+        &mut self,
+        header: &RequestHeader<'_>,
+        version: i16,
+        body: &M,
+    ) -> Result<(), Fault> {
+        let mut encoder = Encoder::growing(&mut self.answers);
+        encode_response(&mut encoder, header.correlation_id, version, body)?;
+        Ok(())
+    }
+
+    /// Sends the answers that have gathered.
+    async fn flush(&mut self) -> Result<(), Fault> {
+        if self.answers.is_empty() {
+            return Ok(());
+        }
+        let lease = self.lease_of(Source::Answers).await?;
+        self.answers.clear();
+        self.response.push_protocol(lease);
+        self.send().await
+    }
+
+    /// Sends the fetch response: protocol bytes and pieces in turn.
+    pub(crate) async fn send_frame(&mut self) -> Result<(), Fault> {
+        let bytes = self.lease_of(Source::Frame).await?;
+        let mut at = 0;
+        let mut pieces = self.pieces.drain(..);
+        for segment in self.frame.segments() {
+            match segment {
+                Segment::Bytes(part) => {
+                    self.response.push_protocol(bytes.slice(at..at + part.len()));
+                    at += part.len();
+                }
+                Segment::Records { record_bytes, .. } => {
+                    let mut left = record_bytes;
+                    while left > 0 {
+                        let piece = pieces.next().expect("every gap has its pieces");
+                        assert!(
+                            piece.bytes() <= left,
+                            "pieces of {} bytes for a gap of {left}",
+                            piece.bytes()
+                        );
+                        left -= piece.bytes();
+                        self.response.push_records(piece);
+                    }
+                }
+            }
+        }
+        drop(pieces);
+        self.frame.clear();
+        self.send().await
+    }
+
+    async fn lease_of(&self, source: Source) -> Result<Lease, Fault> {
+        let bytes = match source {
+            Source::Answers => &self.answers,
+            Source::Frame => &self.frame.bytes,
+        };
+        let mut lease = self.broker.shard.ring().lease(bytes.len()).await?;
+        lease[..bytes.len()].copy_from_slice(bytes);
+        Ok(lease.freeze().slice(0..bytes.len()))
+    }
+
+    async fn send(&mut self) -> Result<(), Fault> {
+        let shard = &self.broker.shard;
+        let egress = shard.config().egress;
+        send(shard.ring(), &self.connection.socket, egress, &mut self.response, shard.transfers()).await?;
+        Ok(())
+    }
+}
+
+enum Source {
+    Answers,
+    Frame,
+}
