@@ -16,7 +16,7 @@ use ringlog_broker::wire::{ApiKey, Encoder, ErrorCode, RequestHeader, Uuid, deco
 use crate::client::{CLIENT_ID, Connection};
 use crate::payload::Payload;
 use crate::recorder::Latencies;
-use crate::verify::Account;
+use crate::verify::{Account, Findings, Sent};
 use crate::waiting::{Signal, unless};
 
 /// The last version in which topics go by name.
@@ -41,8 +41,8 @@ pub struct ConsumerTerms {
     pub batch_bytes: usize,
     /// The values.
     pub payload: Rc<Payload>,
-    /// What is counted: what arrives within, on the load's clock; the end may still be open.
-    pub measured: RefCell<std::ops::Range<u64>>,
+    /// What is counted: what arrives within, on the load's clock.
+    pub measured: std::ops::Range<u64>,
     /// Whether latencies from the intended time are of interest.
     pub end_to_end: bool,
     /// Bytes received so far, by all consumers.
@@ -79,6 +79,19 @@ impl Consumer {
     pub fn new(partition: u32, run: u32, producers: u32) -> Consumer {
         let account = Account::new(partition, run, producers, 0);
         Consumer { partition, account: RefCell::new(account), consumed: RefCell::default() }
+    }
+
+    /// What it reads.
+    #[must_use]
+    pub fn partition(&self) -> u32 {
+        self.partition
+    }
+
+    /// Closes its account against what each producer sent to this partition and got acknowledged.
+    #[must_use]
+    pub fn close_account(&self, sent: &[Sent]) -> Findings {
+        let empty = Account::new(self.partition, 0, 0, 0);
+        self.account.replace(empty).reconcile(sent)
     }
 
     /// The offset it asks for next.
@@ -159,7 +172,7 @@ impl Consumer {
         let Some(records) = partition.records.and_then(|range| frame.get(range)) else {
             return Ok(ErrorCode::None);
         };
-        let measured = terms.measured.borrow();
+        let measured = &terms.measured;
         let mut last_intended_ns = 0;
         let latencies = &mut consumed.end_to_end;
         let number = self.account.borrow_mut().take(&terms.payload, records, |head, _| {

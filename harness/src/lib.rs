@@ -34,7 +34,10 @@ pub mod summary;
 pub mod tables;
 
 // The load, and what it is put on.
+pub mod cell;
 pub mod client;
+pub mod compare;
 pub mod consumers;
 pub mod producers;
+pub mod target;
 pub mod waiting;

@@ -1,11 +1,14 @@
 //! The command line: what to run, and what to make of a run that was kept.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use ringlog_harness::compare::{Compare, compare};
 use ringlog_harness::record::{RunRecord, write_whole};
 use ringlog_harness::report;
+use ringlog_harness::target::{ServeChild, serve_child};
 
 /// Loads, zero-copy strategies compared, copies counted, reports.
 #[derive(Parser)]
@@ -17,20 +20,29 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Compare ways of moving bytes on this machine
+    Compare(Box<Compare>),
     /// Make the page of a kept run again, from its run.json
     Report {
         /// The run's directory
         directory: PathBuf,
     },
+    #[command(hide = true)]
+    ServeChild(ServeChild),
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
+        Command::Compare(told) => match compare(*told)? {
+            true => Ok(ExitCode::SUCCESS),
+            false => Ok(ExitCode::FAILURE),
+        },
         Command::Report { directory } => {
             let page = directory.join("report.html");
             write_whole(&page, report::render(&RunRecord::load(&directory)?)?.as_bytes())?;
             println!("{}", page.display());
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
+        Command::ServeChild(told) => serve_child(&told).map(|()| ExitCode::SUCCESS),
     }
 }

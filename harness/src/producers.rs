@@ -52,6 +52,8 @@ pub struct ProducerTerms {
     pub batch_bytes: usize,
     /// What is counted: requests that were meant to leave within, on the load's clock.
     pub measured: std::ops::Range<u64>,
+    /// When producers end, on the same clock.
+    pub until_ns: u64,
     /// Bytes still to be sent, for loads that end by bytes; all producers take from it.
     pub budget: Option<Cell<u64>>,
     /// The values.
@@ -154,7 +156,7 @@ pub async fn produce(
     producer.done_sending.set(true);
     producer.sent.raise();
     sent?;
-    receiving.await?;
+    receiving.result().await?;
     let produced = producer.produced.take();
     Ok(produced)
 }
@@ -177,7 +179,7 @@ impl Slot {
 impl Producer {
     async fn send_requests(&self, index: u32, mut keys: Keys, mut arrivals: Option<Arrivals>) -> Result<()> {
         let mut frame = GappedFrame::with_capacity(BATCH_AT, 1);
-        let end_ns = self.terms.measured.end;
+        let end_ns = self.terms.until_ns;
         loop {
             let scheduled_ns = arrivals.as_ref().map(Arrivals::peek);
             if let Some(intended_ns) = scheduled_ns.filter(|&at| at < end_ns && at > self.ring.now().0) {

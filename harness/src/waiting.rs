@@ -57,22 +57,29 @@ impl Signal {
     }
 }
 
-/// Starts a task on the ring; the future returned gives its result. Dropping that future does not stop the task.
-pub fn start<T: 'static>(
-    ring: &Ring,
-    task: impl Future<Output = T> + 'static,
-) -> impl Future<Output = T> + 'static {
-    let slot = Rc::new(RefCell::new(None));
-    let done = Signal::default();
-    let (theirs, theirs_done) = (slot.clone(), done.clone());
+/// A task under way. Dropping this does not stop it.
+pub struct Started<T> {
+    value: Rc<RefCell<Option<T>>>,
+    done: Signal,
+}
+
+/// Starts a task on the ring.
+pub fn start<T: 'static>(ring: &Ring, task: impl Future<Output = T> + 'static) -> Started<T> {
+    let started = Started { value: Rc::default(), done: Signal::default() };
+    let (value, done) = (started.value.clone(), started.done.clone());
     ring.spawn(async move {
-        let value = task.await;
-        *theirs.borrow_mut() = Some(value);
-        theirs_done.raise();
+        let result = task.await;
+        *value.borrow_mut() = Some(result);
+        done.raise();
     });
-    async move {
-        done.raised().await;
-        slot.borrow_mut().take().expect("a task that is done has left its result")
+    started
+}
+
+impl<T> Started<T> {
+    /// What the task gave, once it is done.
+    pub async fn result(self) -> T {
+        self.done.raised().await;
+        self.value.borrow_mut().take().expect("a task that is done has left its result")
     }
 }
 

@@ -1,0 +1,201 @@
+//! The run: servers, cells in the plan's order, the record after each, the page at the end.
+//!
+//! One server a row stays up for the whole run, all on the server's core: idle ones sleep, so blocks interleave for
+//! nothing. The load runs on the calling thread, pinned to the other core. Everything is kept below one directory;
+//! the logs in it are removed at the end, whatever came of the run.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use ringlog::sys::topology::pin_to;
+use ringlog::sys::{Ring, UringOptions};
+use ringlog::transfer::CopyProfile;
+use ringlog::{Egress, Ingress};
+
+use crate::cell::{CellRun, topic_of};
+use crate::environment::{Environment, allowed_cores};
+use crate::payload::Payload;
+use crate::progress::Progress;
+use crate::record::{DeclaredCopies, FORMAT, RunRecord, write_whole};
+use crate::report;
+use crate::schedule::Plan;
+use crate::spec::{Limits, RunSpec};
+use crate::summary::summary;
+use crate::tables::is_clean;
+use crate::target::{BATCH_BYTES_MAX, Target};
+
+/// The load's memory; it takes what its windows need.
+const ARENA_BYTES_MAX: u64 = 4 << 30;
+
+/// What a comparison is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Compare {
+    /// What to run.
+    #[command(flatten)]
+    pub spec: RunSpec,
+    /// What to run it on: child, or wire=HOST:PORT
+    #[arg(long, hide = true, default_value = "child")]
+    pub target: String,
+}
+
+/// Removes the servers' logs when the run is over, also when it failed.
+struct DataDirectory(PathBuf);
+
+/// Runs the comparison; says whether every record arrived whole, once and in order.
+///
+/// # Errors
+/// A refused flag, a server that did not come up or died, a broken connection, files that cannot be written.
+pub fn compare(told: Compare) -> Result<bool> {
+    let Compare { spec, target } = told;
+    let ingress: Vec<&str> = Ingress::ALL.iter().map(|ingress| ingress.name()).collect();
+    let egress: Vec<&str> = Egress::ALL.iter().map(|egress| egress.name()).collect();
+    let limits = Limits { ingress: &ingress, egress: &egress, batch_bytes_max: BATCH_BYTES_MAX };
+    spec.validate(&limits)?;
+    let (server_core, client_core) = spec.cores(&allowed_cores())?;
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    let plan = Plan::new(&spec, since_1970.as_nanos() as u64);
+    let batch_bytes_min = spec.batch_bytes.iter().copied().min().unwrap_or_default();
+    let payload = Rc::new(match &spec.payload {
+        Some(path) => Payload::lines(path, batch_bytes_min)?,
+        None => Payload::seeded(spec.record_bytes, plan.seed),
+    });
+
+    let out = spec.out_directory(since_1970.as_secs());
+    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+    let data = DataDirectory::create(&spec, &out)?;
+    println!("{plan}");
+    println!("server on core {server_core}, load on core {client_core}; record and page go to {}", out.display());
+    if server_core == client_core {
+        println!("only one core is allowed: server and load share it, and each slows the other");
+    }
+    let mut targets = Vec::new();
+    for row in &spec.rows {
+        targets.push(match wire_address(&target)? {
+            Some(address) => Target::Wire(address),
+            None => {
+                let data_dir = data.0.join(row.to_string());
+                Target::start_child(row, &spec.ack.to_string(), server_core, &data_dir, &out)?
+            }
+        });
+    }
+
+    let mut record = RunRecord {
+        format: FORMAT,
+        environment: Environment::capture(&data.0),
+        server_core,
+        client_core,
+        declared: declared(),
+        cells: Vec::new(),
+        complete: false,
+        spec,
+        plan,
+    };
+    // After the servers have started: they would inherit the core.
+    pin_to(client_core)?;
+    let ring = Ring::of_kernel(&UringOptions::default(), ARENA_BYTES_MAX)?;
+    let ran = run_cells(&ring, &payload, &mut targets, &mut record, &out);
+    if let Err(error) = ran {
+        ring.shut_down();
+        let words: Vec<String> = targets.iter().filter_map(Target::last_words).collect();
+        record.save(&out)?;
+        bail!("{error:#}{}", words.concat());
+    }
+    for target in &mut targets {
+        target.stop()?;
+    }
+    record.complete = true;
+    record.save(&out)?;
+    let page = out.join("report.html");
+    write_whole(&page, report::render(&record)?.as_bytes())?;
+    println!("{}\n{}", summary(&record), page.display());
+    Ok(is_clean(&record))
+}
+
+fn run_cells(
+    ring: &Ring,
+    payload: &Rc<Payload>,
+    targets: &mut [Target],
+    record: &mut RunRecord,
+    out: &Path,
+) -> Result<()> {
+    let begun = Instant::now();
+    let progress = Rc::new(RefCell::new(Progress::to_stderr(&record.plan)));
+    let spec = Rc::new(record.spec.clone());
+    for cell in record.plan.cells.clone() {
+        let row = spec.rows.iter().position(|row| *row == cell.row).context("a cell of no row")?;
+        let target = &mut targets[row];
+        let start_seconds = begun.elapsed().as_secs_f64();
+        let run = CellRun {
+            ring: ring.clone(),
+            spec: spec.clone(),
+            seed: record.plan.seed,
+            seconds: record.plan.seconds,
+            payload: payload.clone(),
+            cell: cell.clone(),
+            address: target.address(),
+            server: target.process_id(),
+            data_dir: target.data_dir().map(Path::to_owned),
+            progress: progress.clone(),
+        };
+        let mut measured = run.run().with_context(|| format!("cell {cell}"))?;
+        measured.start_seconds = start_seconds;
+        measured.server_counters = target.counters()?;
+        target.delete_topic(&topic_of(&cell))?;
+        record.save_hlog(out, &measured)?;
+        progress.borrow_mut().finish_cell(&measured);
+        record.cells.push(measured);
+        record.save(out)?;
+    }
+    Ok(())
+}
+
+impl DataDirectory {
+    fn create(spec: &RunSpec, out: &Path) -> Result<DataDirectory> {
+        // In a directory of the user's, one of our own: nothing of theirs is ever removed.
+        let path = match &spec.data_dir {
+            Some(directory) => directory.join(format!("ringlog-compare-{}", std::process::id())),
+            None => out.join("data"),
+        };
+        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        Ok(DataDirectory(path))
+    }
+}
+
+impl Drop for DataDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("{} could not be removed: {error}", self.0.display());
+        }
+    }
+}
+
+fn wire_address(target: &str) -> Result<Option<SocketAddr>> {
+    if target == "child" {
+        return Ok(None);
+    }
+    let Some(name) = target.strip_prefix("wire=") else { bail!("--target {target}: child, or wire=HOST:PORT") };
+    let mut addresses = name.to_socket_addrs().with_context(|| format!("--target {target}"))?;
+    addresses.next().map(Some).with_context(|| format!("--target {target}: no address"))
+}
+
+fn declared() -> BTreeMap<String, DeclaredCopies> {
+    let copies = |profile: CopyProfile, note: &str| DeclaredCopies {
+        cpu_copies_per_byte: profile.cpu_copies,
+        user_copies_per_byte: profile.user_copies,
+        shares_pages: profile.shares_pages,
+        note: note.to_owned(),
+    };
+    let ingress = Ingress::ALL.iter().map(|ingress| {
+        (format!("ingress/{}", ingress.name()), copies(ingress.profile(), ingress.needs()))
+    });
+    let egress = Egress::ALL.iter().map(|egress| {
+        (format!("egress/{}", egress.name()), copies(egress.profile(), egress.needs()))
+    });
+    ingress.chain(egress).collect()
+}

@@ -1,0 +1,326 @@
+//! What the load is put on: the broker as a child process, pinned to a core of its own, or any broker by address.
+//!
+//! The child is this program again (`serve-child`), so that one binary is all there is and CPU and memory of server
+//! and load are told apart. It says where it listens, answers commands on its standard input with a line of JSON
+//! each, and stops cleanly when that input ends: a load that dies leaves no server behind.
+//!
+//! ```text
+//! child:  listening on 127.0.0.1:40123
+//! us:     counters              child:  {"shard":{..},"egress":{..},"stages":{..}}
+//! us:     delete cell-007       child:  {"deleted":"cell-007"}
+//! us:     (end of input)        child:  {"shard":..}, exit status 0
+//! ```
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use ringlog::sys::topology::pin_to;
+use ringlog::{Ack, Egress, Engine, EngineConfig, EngineCounters, Ingress, block_on};
+use ringlog_broker::BrokerConfig;
+use serde_json::{Value, json};
+
+use crate::spec::Pair;
+
+/// The largest batch that a child takes.
+pub const BATCH_BYTES_MAX: usize = 16 << 20;
+const LISTENING: &str = "listening on ";
+/// Lines of a child's stderr that are shown when it died.
+const LAST_WORDS_LINES: usize = 30;
+
+/// Serve as the child of a comparison: not for people.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServeChild {
+    /// Where the log is kept
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// How batches get to disk
+    #[arg(long)]
+    ingress: Ingress,
+    /// How batches get to sockets
+    #[arg(long)]
+    egress: Egress,
+    /// What an answer to a producer promises
+    #[arg(long)]
+    ack: Ack,
+    /// The core to run on
+    #[arg(long)]
+    core: usize,
+}
+
+/// A broker that runs the load's requests.
+pub enum Target {
+    /// A child of this process.
+    Child(Box<Server>),
+    /// Somebody's broker.
+    Wire(SocketAddr),
+}
+
+/// A child process and the way to talk to it.
+pub struct Server {
+    row: Pair,
+    process: Child,
+    /// Absent once it was told to stop.
+    commands: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    address: SocketAddr,
+    data_dir: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Target {
+    /// Starts the broker for a row.
+    ///
+    /// # Errors
+    /// When it does not come up; its own words are in the error.
+    pub fn start_child(row: &Pair, ack: &str, core: usize, data_dir: &Path, logs: &Path) -> Result<Target> {
+        fs::create_dir_all(data_dir).with_context(|| format!("creating {}", data_dir.display()))?;
+        let stderr = logs.join(format!("server-{row}.log"));
+        let errors = File::create(&stderr).with_context(|| format!("creating {}", stderr.display()))?;
+        let program = std::env::current_exe().context("finding this program")?;
+        let mut process = Command::new(program)
+            .arg("serve-child")
+            .arg("--data-dir")
+            .arg(data_dir)
+            .args(["--ingress", &row.ingress, "--egress", &row.egress, "--ack", ack])
+            .args(["--core", &core.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .context("starting the server")?;
+        let commands = process.stdin.take();
+        let answers = BufReader::new(process.stdout.take().context("the server has no standard output")?);
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let data_dir = data_dir.to_owned();
+        let mut server =
+            Server { row: row.clone(), process, commands, answers, address, data_dir, stderr };
+        let line = server.line()?;
+        let address = line.strip_prefix(LISTENING).and_then(|address| address.trim().parse().ok());
+        server.address = address.with_context(|| format!("the server of {row} said `{}`", line.trim()))?;
+        Ok(Target::Child(Box::new(server)))
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        match self {
+            Target::Child(server) => server.address,
+            Target::Wire(address) => *address,
+        }
+    }
+
+    /// Its process, where it is ours.
+    #[must_use]
+    pub fn process_id(&self) -> Option<i32> {
+        match self {
+            Target::Child(server) => i32::try_from(server.process.id()).ok(),
+            Target::Wire(_) => None,
+        }
+    }
+
+    /// Where its log lies, where that is on this machine.
+    #[must_use]
+    pub fn data_dir(&self) -> Option<&Path> {
+        match self {
+            Target::Child(server) => Some(&server.data_dir),
+            Target::Wire(_) => None,
+        }
+    }
+
+    /// Its own counters.
+    ///
+    /// # Errors
+    /// When it died.
+    pub fn counters(&mut self) -> Result<Value> {
+        match self {
+            Target::Child(server) => server.ask("counters"),
+            Target::Wire(_) => Ok(Value::Null),
+        }
+    }
+
+    /// Deletes a topic that a cell is done with.
+    ///
+    /// # Errors
+    /// When it died.
+    pub fn delete_topic(&mut self, topic: &str) -> Result<()> {
+        match self {
+            Target::Child(server) => server.ask(&format!("delete {topic}")).map(drop),
+            Target::Wire(_) => Ok(()),
+        }
+    }
+
+    /// Stops it cleanly.
+    ///
+    /// # Errors
+    /// When it died or did not stop cleanly.
+    pub fn stop(&mut self) -> Result<()> {
+        match self {
+            Target::Child(server) => server.stop(),
+            Target::Wire(_) => Ok(()),
+        }
+    }
+
+    /// What it left on stderr, for an error that may be its fault.
+    #[must_use]
+    pub fn last_words(&self) -> Option<String> {
+        match self {
+            Target::Child(server) => server.last_words(),
+            Target::Wire(_) => None,
+        }
+    }
+}
+
+impl Server {
+    fn ask(&mut self, command: &str) -> Result<Value> {
+        let commands = self.commands.as_mut().context("the server was told to stop")?;
+        // A server that is gone is found out by reading, with its last words.
+        let _ = writeln!(commands, "{command}");
+        let line = self.line()?;
+        let answer: Value = serde_json::from_str(&line).with_context(|| format!("the server said `{line}`"))?;
+        match answer.get("error") {
+            Some(error) => bail!("the server of {} answered `{command}` with {error}", self.row),
+            None => Ok(answer),
+        }
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        let bytes = self.answers.read_line(&mut line).context("reading what the server says")?;
+        if bytes > 0 {
+            return Ok(line);
+        }
+        let status = self.process.wait().context("waiting for the server")?;
+        Err(anyhow!("the server of {} ended: {status}{}", self.row, self.last_words().unwrap_or_default()))
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        drop(self.commands.take());
+        let status = self.process.wait().context("waiting for the server")?;
+        ensure!(
+            status.success(),
+            "the server of {} did not stop cleanly: {status}{}",
+            self.row,
+            self.last_words().unwrap_or_default()
+        );
+        Ok(())
+    }
+
+    fn last_words(&self) -> Option<String> {
+        let text = fs::read_to_string(&self.stderr).ok()?;
+        let lines: Vec<&str> = text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LAST_WORDS_LINES)..];
+        (!last.is_empty()).then(|| format!("\nserver {}: {}", self.row, last.join("\n  ")))
+    }
+}
+
+impl Drop for Server {
+    /// A run that failed takes its servers with it.
+    fn drop(&mut self) {
+        drop(self.commands.take());
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The child's life.
+///
+/// # Errors
+/// When the core is not allowed, the data directory cannot be opened, or the engine does not stop cleanly.
+pub fn serve_child(told: &ServeChild) -> Result<()> {
+    // Before the engine starts any thread: all of them inherit the core.
+    pin_to(told.core)?;
+    let mut config = EngineConfig::new(&told.data_dir);
+    config.core = Some(told.core);
+    config.shard.ingress = told.ingress;
+    config.shard.egress = told.egress;
+    config.shard.topic_defaults.ack = told.ack;
+    config.shard.topic_defaults.log.batch_bytes_max = BATCH_BYTES_MAX as u32;
+    let engine = Engine::open(config).with_context(|| format!("opening {}", told.data_dir.display()))?;
+    eprintln!("{}", engine.capabilities());
+    let address = listen(&engine)?;
+    say(&format!("{LISTENING}{address}"));
+    for line in std::io::stdin().lines() {
+        let line = line.context("reading commands")?;
+        let answer = obey(&engine, line.trim()).unwrap_or_else(|error| json!({"error": format!("{error:#}")}));
+        say(&answer.to_string());
+    }
+    let last = block_on(engine.counters())?;
+    engine.close().context("stopping cleanly")?;
+    say(&described(&last).to_string());
+    Ok(())
+}
+
+/// The one place that knows how a broker is put on an engine.
+fn listen(engine: &Engine) -> Result<SocketAddr> {
+    let config = BrokerConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let (tell, told) = mpsc::sync_channel(1);
+    engine.serve_on_each_shard(move |shard| async move {
+        match ringlog_broker::bind(&shard, config) {
+            Ok(bound) => {
+                let _ = tell.send(Ok(bound.address()));
+                ringlog_broker::serve(bound).await;
+            }
+            Err(error) => {
+                let _ = tell.send(Err(error));
+            }
+        }
+    })?;
+    Ok(told.recv().context("the shard ended before it listened")??)
+}
+
+fn obey(engine: &Engine, command: &str) -> Result<Value> {
+    match command.split_once(' ') {
+        Some(("delete", topic)) => {
+            block_on(engine.delete_topic(topic))?;
+            Ok(json!({"deleted": topic}))
+        }
+        None if command == "counters" => Ok(described(&block_on(engine.counters())?)),
+        _ => bail!("there is no command `{command}`"),
+    }
+}
+
+/// Nobody who listens any more is no reason to stop uncleanly.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn described(counters: &EngineCounters) -> Value {
+    let ring = counters.shard.ring;
+    let arena = counters.shard.arena;
+    let egress = counters.egress.iter().map(|(egress, counted)| {
+        let counted = json!({
+            "bytes": counted.bytes,
+            "fallback_bytes": counted.fallback_bytes,
+            "sends": counted.sends,
+            "cold_reads": counted.cold_reads,
+        });
+        (egress.name().to_owned(), counted)
+    });
+    let stages = counters.stages.iter().map(|stage| {
+        let times = json!({"count": stage.count, "p50_ns": stage.p50, "p99_ns": stage.p99, "max_ns": stage.max});
+        (stage.name.to_owned(), times)
+    });
+    json!({
+        "shard": {
+            "ingress_bytes": counters.shard.ingress_bytes,
+            "ingress_copied_bytes": counters.shard.ingress_copied_bytes,
+            "tail_cache_bytes": counters.shard.tail_cache_bytes,
+            "system_calls": ring.system_calls,
+            "submissions": ring.submissions,
+            "write_bytes": ring.write_bytes,
+            "writes": ring.writes,
+            "syncs": ring.syncs,
+            "longest_tick_ns": ring.longest_tick_nanos,
+            "arena_mapped_bytes": arena.mapped_bytes,
+            "arena_registered_bytes": arena.registered_bytes,
+        },
+        "egress": egress.collect::<serde_json::Map<_, _>>(),
+        "stages": stages.collect::<serde_json::Map<_, _>>(),
+    })
+}
