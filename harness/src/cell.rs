@@ -161,7 +161,8 @@ impl CellRun {
         for (error, count) in produced.iter().flat_map(|produced| &produced.errors) {
             *record.errors.entry(error.clone()).or_default() += count;
         }
-        let cached = self.drop_from_cache()?;
+        let log_bytes = terms.acknowledged.get();
+        let cached = self.drop_from_cache(log_bytes)?;
 
         let before = self.sample()?;
         let readers = self.start_readers(before.at_ns..u64::MAX, failure);
@@ -171,7 +172,7 @@ impl CellRun {
         let after = self.sample()?;
         self.note_use(&mut record, &before, &after);
         record.seconds = (after.at_ns - before.at_ns) as f64 / 1e9;
-        record.residency = match (cached, self.residency()?) {
+        record.residency = match (cached, self.residency(log_bytes)?) {
             (Some(before), Some(after)) => Some(ResidencyPair { before, after }),
             _ => None,
         };
@@ -345,14 +346,15 @@ impl CellRun {
     }
 
     /// Brings the topic's files to disk and out of the page cache; gives what is left there.
-    fn drop_from_cache(&self) -> Result<Option<Residency>> {
+    fn drop_from_cache(&self, log_bytes: u64) -> Result<Option<Residency>> {
         for directory in self.directories()? {
             drop_logs_from_cache(&directory).context("dropping the log from the page cache")?;
         }
-        self.residency()
+        self.residency(log_bytes)
     }
 
-    fn residency(&self) -> Result<Option<Residency>> {
+    /// Files are prepared ahead of what is in them: pages count up to the bytes of the log.
+    fn residency(&self, log_bytes: u64) -> Result<Option<Residency>> {
         let mut whole = Residency::default();
         for directory in self.directories()? {
             each_log(&directory, &mut |_, file| {
@@ -362,6 +364,7 @@ impl CellRun {
             })
             .context("asking what the page cache holds of the log")?;
         }
+        whole.total_pages = whole.total_pages.min(log_bytes.div_ceil(4096)).max(whole.cached_pages);
         Ok((whole.total_pages > 0).then_some(whole))
     }
 

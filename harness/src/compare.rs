@@ -106,14 +106,14 @@ pub fn compare(told: Compare) -> Result<bool> {
         record.save(&out)?;
         bail!("{error:#}{}", words.concat());
     }
-    for target in &mut targets {
-        target.stop()?;
-    }
     record.complete = true;
     record.save(&out)?;
     let page = out.join("report.html");
     write_whole(&page, report::render(&record)?.as_bytes())?;
     println!("{}\n{}", summary(&record), page.display());
+    // After the page is written: what was measured stays, however the servers end.
+    let stopped: Vec<Result<()>> = targets.iter_mut().map(Target::stop).collect();
+    stopped.into_iter().collect::<Result<()>>()?;
     Ok(is_clean(&record))
 }
 
