@@ -197,14 +197,16 @@ impl CellRun {
             stop: Signal::default(),
         });
         let spec = &self.spec;
-        let partitions = (0..spec.partitions).flat_map(|partition| (0..spec.consumers).map(move |_| partition));
+        let partitions =
+            (0..spec.partitions).flat_map(|partition| (0..spec.consumers).map(move |_| partition));
         let consumers: Vec<Rc<Consumer>> = partitions
             .map(|partition| Rc::new(Consumer::new(partition, self.cell.index, spec.producers)))
             .collect();
         for consumer in &consumers {
             let consuming = consumer.clone().consume(self.ring.clone(), terms.clone());
             let partition = consumer.partition();
-            let reading = async move { consuming.await.with_context(|| format!("consumer of partition {partition}")) };
+            let reading =
+                async move { consuming.await.with_context(|| format!("consumer of partition {partition}")) };
             drop(failure.start(&self.ring, reading));
         }
         Readers { consumers, terms }
@@ -299,7 +301,8 @@ impl CellRun {
             consumer.next_offset() < ends.get(&consumer.partition()).copied().unwrap_or(0)
         };
         let received = || readers.terms.received.get();
-        let done = || !readers.consumers.iter().any(|consumer| behind(&consumer)) || self.ring.now() > deadline;
+        let done =
+            || !readers.consumers.iter().any(|consumer| behind(&consumer)) || self.ring.now() > deadline;
         let steps = self.watch("reading", received, done).await;
         let late = readers.consumers.iter().filter(behind).count();
         if late > 0 {

@@ -150,7 +150,8 @@ impl Connection {
     }
 
     async fn receive_some(&self, incoming: &mut Incoming, missing: usize) -> Result<()> {
-        let mut front = incoming.buffer.take().context("a receive that was given up before lost its buffer")?;
+        let mut front =
+            incoming.buffer.take().context("a receive that was given up before lost its buffer")?;
         if front.len() - incoming.end < missing {
             front.copy_within(incoming.start..incoming.end, 0);
             incoming.end -= incoming.start;

@@ -17,6 +17,7 @@ use ringlog::sys::topology::pin_to;
 use ringlog::sys::{Ring, UringOptions};
 use ringlog::transfer::CopyProfile;
 use ringlog::{Egress, Ingress};
+use serde_json::Value;
 
 use crate::cell::{CellRun, topic_of};
 use crate::environment::{Environment, allowed_cores};
@@ -70,7 +71,10 @@ pub fn compare(told: Compare) -> Result<bool> {
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
     let data = DataDirectory::create(&spec, &out)?;
     println!("{plan}");
-    println!("server on core {server_core}, load on core {client_core}; record and page go to {}", out.display());
+    println!(
+        "server on core {server_core}, load on core {client_core}; record and page go to {}",
+        out.display()
+    );
     if server_core == client_core {
         println!("only one core is allowed: server and load share it, and each slows the other");
     }
@@ -143,9 +147,11 @@ fn run_cells(
             data_dir: target.data_dir().map(Path::to_owned),
             progress: progress.clone(),
         };
+        let before = target.counters()?;
         let mut measured = run.run().with_context(|| format!("cell {cell}"))?;
         measured.start_seconds = start_seconds;
         measured.server_counters = target.counters()?;
+        measured.notes.extend(fallback(&before, &measured.server_counters, &cell.row.egress));
         target.delete_topic(&topic_of(&cell))?;
         record.save_hlog(out, &measured)?;
         progress.borrow_mut().finish_cell(&measured);
@@ -153,6 +159,15 @@ fn run_cells(
         record.save(out)?;
     }
     Ok(())
+}
+
+/// What a strategy did not carry itself is said: a row must not be praised for another's work.
+fn fallback(before: &Value, after: &Value, egress: &str) -> Option<String> {
+    let counted = |counters: &Value, name: &str| counters.get("egress")?.get(egress)?.get(name)?.as_u64();
+    let grown = |name: &str| Some(counted(after, name)?.saturating_sub(counted(before, name)?));
+    let (own, others) = (grown("bytes")?, grown("fallback_bytes")?);
+    let percent = 100.0 * others as f64 / (own + others).max(1) as f64;
+    (others > 0).then(|| format!("{percent:.0} % of {egress} was carried by another egress"))
 }
 
 impl DataDirectory {
@@ -179,7 +194,9 @@ fn wire_address(target: &str) -> Result<Option<SocketAddr>> {
     if target == "child" {
         return Ok(None);
     }
-    let Some(name) = target.strip_prefix("wire=") else { bail!("--target {target}: child, or wire=HOST:PORT") };
+    let Some(name) = target.strip_prefix("wire=") else {
+        bail!("--target {target}: child, or wire=HOST:PORT")
+    };
     let mut addresses = name.to_socket_addrs().with_context(|| format!("--target {target}"))?;
     addresses.next().map(Some).with_context(|| format!("--target {target}: no address"))
 }
@@ -191,11 +208,11 @@ fn declared() -> BTreeMap<String, DeclaredCopies> {
         shares_pages: profile.shares_pages,
         note: note.to_owned(),
     };
-    let ingress = Ingress::ALL.iter().map(|ingress| {
-        (format!("ingress/{}", ingress.name()), copies(ingress.profile(), ingress.needs()))
-    });
-    let egress = Egress::ALL.iter().map(|egress| {
-        (format!("egress/{}", egress.name()), copies(egress.profile(), egress.needs()))
-    });
+    let ingress = Ingress::ALL
+        .iter()
+        .map(|ingress| (format!("ingress/{}", ingress.name()), copies(ingress.profile(), ingress.needs())));
+    let egress = Egress::ALL
+        .iter()
+        .map(|egress| (format!("egress/{}", egress.name()), copies(egress.profile(), egress.needs())));
     ingress.chain(egress).collect()
 }

@@ -123,16 +123,28 @@ impl Consumer {
             let error = self.take_answer(frame, correlation_id, ring.now().0, terms)?;
             errors = if error == ErrorCode::None { 0 } else { errors + 1 };
             ensure!(errors < ERRORS_MAX, "partition {}: {} to every fetch", self.partition, error.name());
-            memory = whole.try_into_mut().ok().context("the memory of an answered request is still being sent")?;
+            memory =
+                whole.try_into_mut().ok().context("the memory of an answered request is still being sent")?;
         }
         Ok(())
     }
 
-    fn encode(&self, memory: &mut [u8], correlation_id: i32, terms: &ConsumerTerms, bytes: usize) -> Result<usize> {
-        let header =
-            RequestHeader { api: ApiKey::Fetch, version: VERSION, correlation_id, client_id: Some(CLIENT_ID) };
+    fn encode(
+        &self,
+        memory: &mut [u8],
+        correlation_id: i32,
+        terms: &ConsumerTerms,
+        bytes: usize,
+    ) -> Result<usize> {
+        let header = RequestHeader {
+            api: ApiKey::Fetch,
+            version: VERSION,
+            correlation_id,
+            client_id: Some(CLIENT_ID),
+        };
         let bytes_max = i32::try_from(bytes)?;
-        let fetch = FetchTerms { max_wait_ms: WAIT_MS, min_bytes: 1, max_bytes: bytes_max, ..FetchTerms::default() };
+        let fetch =
+            FetchTerms { max_wait_ms: WAIT_MS, min_bytes: 1, max_bytes: bytes_max, ..FetchTerms::default() };
         let mut writer = FetchRequestWriter::begin(Encoder::fixed(memory), &header, &fetch, 1)?;
         writer.topic(&terms.topic, &Uuid::default(), 1);
         writer.partition(&FetchPartition {

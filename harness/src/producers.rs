@@ -124,7 +124,8 @@ pub async fn produce(
     let connection = Connection::open(&ring, terms.address).await?;
     let mut slots = Vec::with_capacity(terms.window as usize);
     for _ in 0..terms.window {
-        let memory = ring.lease(BATCH_AT + terms.batch_bytes + TAIL_BYTES).await.context("memory for batches")?;
+        let memory =
+            ring.lease(BATCH_AT + terms.batch_bytes + TAIL_BYTES).await.context("memory for batches")?;
         slots.push(Slot { memory: Some(memory.freeze()), ..Slot::empty() });
     }
     let partitions = terms.partitions as usize;
@@ -206,7 +207,9 @@ impl Producer {
     }
 
     async fn free_slot(&self) {
-        while self.requests.get() - self.answers.get() >= u64::from(self.terms.window) && !self.done_sending.get() {
+        while self.requests.get() - self.answers.get() >= u64::from(self.terms.window)
+            && !self.done_sending.get()
+        {
             self.answered.take().await;
         }
     }
@@ -235,8 +238,7 @@ impl Producer {
         let timestamp_ms = self.ring.wall_clock().0;
         let mut batch = BatchWriter::begin(&mut memory[BATCH_AT..BATCH_AT + terms.batch_bytes], timestamp_ms);
         loop {
-            let head =
-                Head { producer: index, partition, sequence: sent.end, intended_ns, run: terms.run };
+            let head = Head { producer: index, partition, sequence: sent.end, intended_ns, run: terms.run };
             let key = keys.key(partition);
             if terms.payload.push(&mut batch, &head, key.as_ref().map(|key| &key[..])).is_none() {
                 break;
@@ -247,8 +249,12 @@ impl Producer {
 
         frame.clear();
         let correlation_id = (number & 0x7fff_ffff) as i32;
-        let header =
-            RequestHeader { api: ApiKey::Produce, version: VERSION, correlation_id, client_id: Some(CLIENT_ID) };
+        let header = RequestHeader {
+            api: ApiKey::Produce,
+            version: VERSION,
+            correlation_id,
+            client_id: Some(CLIENT_ID),
+        };
         let produce = ProduceTerms { transactional_id: None, acks: -1, timeout_ms: 30_000 };
         let partitions = [(partition as i32, batch_bytes as u64)];
         encode_produce_prefix(frame, &header, &produce, (&terms.topic, &Uuid::default()), &partitions)?;

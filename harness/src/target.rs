@@ -97,8 +97,7 @@ impl Target {
         let answers = BufReader::new(process.stdout.take().context("the server has no standard output")?);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let data_dir = data_dir.to_owned();
-        let mut server =
-            Server { row: row.clone(), process, commands, answers, address, data_dir, stderr };
+        let mut server = Server { row: row.clone(), process, commands, answers, address, data_dir, stderr };
         let line = server.line()?;
         let address = line.strip_prefix(LISTENING).and_then(|address| address.trim().parse().ok());
         server.address = address.with_context(|| format!("the server of {row} said `{}`", line.trim()))?;
@@ -181,7 +180,8 @@ impl Server {
         // A server that is gone is found out by reading, with its last words.
         let _ = writeln!(commands, "{command}");
         let line = self.line()?;
-        let answer: Value = serde_json::from_str(&line).with_context(|| format!("the server said `{line}`"))?;
+        let answer: Value =
+            serde_json::from_str(&line).with_context(|| format!("the server said `{line}`"))?;
         match answer.get("error") {
             Some(error) => bail!("the server of {} answered `{command}` with {error}", self.row),
             None => Ok(answer),
@@ -246,7 +246,8 @@ pub fn serve_child(told: &ServeChild) -> Result<()> {
     say(&format!("{LISTENING}{address}"));
     for line in std::io::stdin().lines() {
         let line = line.context("reading commands")?;
-        let answer = obey(&engine, line.trim()).unwrap_or_else(|error| json!({"error": format!("{error:#}")}));
+        let answer =
+            obey(&engine, line.trim()).unwrap_or_else(|error| json!({"error": format!("{error:#}")}));
         say(&answer.to_string());
     }
     let last = block_on(engine.counters())?;
@@ -303,7 +304,8 @@ fn described(counters: &EngineCounters) -> Value {
         (egress.name().to_owned(), counted)
     });
     let stages = counters.stages.iter().map(|stage| {
-        let times = json!({"count": stage.count, "p50_ns": stage.p50, "p99_ns": stage.p99, "max_ns": stage.max});
+        let times =
+            json!({"count": stage.count, "p50_ns": stage.p50, "p99_ns": stage.p99, "max_ns": stage.max});
         (stage.name.to_owned(), times)
     });
     json!({
