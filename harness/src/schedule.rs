@@ -238,9 +238,9 @@ mod tests {
     fn what_the_user_says_is_kept_and_the_rest_fitted() {
         let plan = Plan::new(&spec("--seconds 5 --blocks 2"), 1);
         assert_eq!((plan.blocks, plan.seconds), (2, 5.0));
-        assert!(plan.seconds_estimated > 180.0);
+        assert!(plan.seconds_estimated > 140.0, "24 tail cells of 5 s, and what is between them");
         let plan = Plan::new(&spec("--seconds 2"), 1);
-        assert_eq!((plan.blocks, plan.seconds), (1, 2.0));
+        assert_eq!((plan.blocks, plan.seconds), (2, 2.0));
         let plan = Plan::new(&spec("--rows copy+tail --loads tail --batch-bytes 16KiB"), 1);
         assert_eq!((plan.blocks, plan.seconds, plan.cells.len()), (3, CELL_SECONDS_MAX, 6));
         let plan = Plan::new(&spec("--loads catch-up"), 1);
