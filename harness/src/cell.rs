@@ -9,12 +9,14 @@
 
 use std::cell::{Cell as Slot, RefCell};
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
@@ -448,20 +450,20 @@ fn end_offsets(produced: &[Produced]) -> BTreeMap<u32, i64> {
     ends
 }
 
+/// Both results, once both are there.
 async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
-    let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
+    let (mut first, mut second) = (pin!(first), pin!(second));
     let (mut one, mut two) = (None, None);
-    std::future::poll_fn(|context| {
-        use std::task::Poll;
-        if one.is_none() {
-            if let Poll::Ready(value) = first.as_mut().poll(context) {
-                one = Some(value);
-            }
+    poll_fn(|context| {
+        if one.is_none()
+            && let Poll::Ready(value) = first.as_mut().poll(context)
+        {
+            one = Some(value);
         }
-        if two.is_none() {
-            if let Poll::Ready(value) = second.as_mut().poll(context) {
-                two = Some(value);
-            }
+        if two.is_none()
+            && let Poll::Ready(value) = second.as_mut().poll(context)
+        {
+            two = Some(value);
         }
         match (one.take(), two.take()) {
             (Some(first), Some(second)) => Poll::Ready((first, second)),
