@@ -111,10 +111,7 @@ fn load(address: SocketAddr, kill: u32, connection: u32, acknowledged: &AtomicUs
     journal
 }
 
-fn take_answer(
-    client: &mut Client,
-    under_way: &mut VecDeque<(i32, Origin)>,
-) -> Option<Acknowledged> {
+fn take_answer(client: &mut Client, under_way: &mut VecDeque<(i32, Origin)>) -> Option<Acknowledged> {
     let (id, outcomes) = client.try_receive_produce().ok()?;
     let (sent, origin) = under_way.pop_front().expect("an answer to something that was asked");
     assert_eq!(id, sent, "answers in the order of the requests");
