@@ -44,7 +44,8 @@ pub(crate) fn of_append(error: &AppendError) -> ErrorCode {
         AppendError::TooLarge { .. } => ErrorCode::MessageTooLarge,
         AppendError::Failed(_) => ErrorCode::KafkaStorageError,
         AppendError::Closed | AppendError::Moved => ErrorCode::NotLeaderOrFollower,
-        AppendError::NoMemory(_) => ErrorCode::ThrottlingQuotaExceeded,
+        // Says "not appended, try again" to every client; librdkafka gives up on THROTTLING_QUOTA_EXCEEDED.
+        AppendError::NoMemory(_) => ErrorCode::NotEnoughReplicas,
         AppendError::Refused(_) => ErrorCode::InvalidRecord,
     }
 }
