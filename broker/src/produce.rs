@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use ringlog::Ack;
 use ringlog::log::check_produced;
 use ringlog::shard::{Partition, Stage, Ticket, Topic};
 use ringlog::sys::{LeaseMut, Moment};
@@ -112,7 +111,7 @@ pub(crate) async fn take(
     produced.topics.clear();
     produced.outcomes.clear();
     produced.ranges.clear();
-    let ack = look(broker, &frame, &mut produced)?;
+    look(broker, &frame, &mut produced)?;
     produced.received = received;
 
     // Cut the batches out of the frame, front to back.
@@ -133,7 +132,7 @@ pub(crate) async fn take(
         }
         let TopicName::Known(known) = &produced.topics[topic].name else { continue };
         let partition = known.partitions[produced.outcomes[number].index as usize].clone();
-        let outcome = append(&partition, batch, ack, received).await;
+        let outcome = append(&partition, batch, received).await;
         produced.outcomes[number].log_start = partition.marks().log_start.0;
         produced.outcomes[number].result = outcome;
     }
@@ -142,7 +141,7 @@ pub(crate) async fn take(
 
 /// Reads the request: which topics and partitions, and where the batches lie. Everything is answered with "appended"
 /// or an error of its own later; until then an outcome that may still be appended is marked so.
-fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<Option<Ack>, Fault> {
+fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<(), Fault> {
     let mut decoder = Decoder::new(frame);
     let header = RequestHeader::decode(&mut decoder)?;
     ApiKey::Produce.version(header.version)?;
@@ -175,8 +174,7 @@ fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<Option
         };
         produced.topics.push(ProducedTopic { name, partitions });
     }
-    // Without acknowledgement nobody waits, so nothing asks for a flush either.
-    Ok((produced.acks == 0).then_some(Ack::Memory))
+    Ok(())
 }
 
 /// Stands for "not yet": overwritten by what the append gives.
@@ -192,17 +190,14 @@ impl IsFinal for Result<Ticket, ErrorCode> {
     }
 }
 
-async fn append(
-    partition: &Partition,
-    batch: LeaseMut,
-    ack: Option<Ack>,
-    received: Moment,
-) -> Result<Ticket, ErrorCode> {
+/// Every append asks for what its topic asks for, acks=0 too: consumers of a durable topic see what is flushed, so a
+/// batch that nobody wants flushed would stay out of sight until another one comes.
+async fn append(partition: &Partition, batch: LeaseMut, received: Moment) -> Result<Ticket, ErrorCode> {
     let header = check_produced(&batch).map_err(|error| {
         tracing::warn!("{partition}: a batch of {} bytes was refused: {error}", batch.len());
         errors::of_batch(&error)
     })?;
-    partition.append(batch, header, ack, received).await.map_err(|error| {
+    partition.append(batch, header, None, received).await.map_err(|error| {
         tracing::warn!("{partition}: an append was refused: {error}");
         errors::of_append(&error)
     })

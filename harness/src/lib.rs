@@ -4,7 +4,7 @@
 //! flags -> RunSpec -> Plan (cells) -> load (producers, consumers) -> recorder, account, cpu -> RunRecord -> report
 //! ```
 //!
-//! Everything random comes from one printed seed. Nothing in these modules opens a socket: the load does.
+//! Everything random comes from one printed seed. Only the load opens sockets.
 
 // What to run.
 pub mod arrivals;
@@ -32,3 +32,11 @@ pub mod record;
 pub mod report;
 pub mod summary;
 pub mod tables;
+
+// The run.
+pub mod client;
+pub mod compare;
+pub mod consumers;
+pub mod load;
+pub mod producers;
+pub mod target;

@@ -1,11 +1,15 @@
 //! The command line: what to run, and what to make of a run that was kept.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use ringlog_harness::compare::compare;
 use ringlog_harness::record::{RunRecord, write_whole};
 use ringlog_harness::report;
+use ringlog_harness::spec::RunSpec;
+use ringlog_harness::target::{ServeChild, serve_child};
 
 /// Loads, zero-copy strategies compared, copies counted, reports.
 #[derive(Parser)]
@@ -17,6 +21,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Compare ways of moving bytes on this machine
+    Compare(Box<RunSpec>),
+    /// The server side of `compare`
+    #[command(hide = true)]
+    ServeChild(ServeChild),
     /// Make the page of a kept run again, from its run.json
     Report {
         /// The run's directory
@@ -24,13 +33,18 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
+        Command::Compare(spec) => Ok(if compare(*spec)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Command::ServeChild(told) => {
+            serve_child(told)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Report { directory } => {
             let page = directory.join("report.html");
             write_whole(&page, report::render(&RunRecord::load(&directory)?)?.as_bytes())?;
             println!("{}", page.display());
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
     }
 }
