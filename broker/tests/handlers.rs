@@ -69,7 +69,7 @@ impl Served {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Client { stream, correlation_id: 0 }
+        Client { stream, correlation_id: 0, words: None }
     }
 
     fn leased_bytes(&self) -> u64 {
@@ -80,6 +80,8 @@ impl Served {
 struct Client {
     stream: TcpStream,
     correlation_id: i32,
+    /// What the last Produce response said beside its code.
+    words: Option<String>,
 }
 
 /// The answer for one partition.
@@ -137,6 +139,7 @@ impl Client {
         let answer = self.receive();
         let (_, answer) = decode_response::<ProduceResponse<'_>>(&answer, version).unwrap();
         let partition = answer.topics.iter().next().unwrap().partitions.iter().next().unwrap();
+        self.words = partition.error_message.map(str::to_owned);
         (partition.error_code, partition.base_offset)
     }
 
@@ -212,6 +215,23 @@ fn a_promised_length_gets_memory_only_as_it_comes_true() {
     let mut cold = served.client();
     cold.stream.write_all(&promise(60 << 20, ApiKey::Metadata.number())).unwrap();
     assert!(cold.is_closed());
+}
+
+#[test]
+fn a_refused_batch_is_told_why() {
+    let served = served(|_| {});
+    let mut client = served.client();
+    let mut bad = batch_of(10, 1);
+    *bad.last_mut().unwrap() ^= 1;
+    let refused = (ErrorCode::CorruptMessage, -1);
+    assert_eq!(client.produce(9, (TOPIC, &NO_ID), &bad), refused);
+    assert!(client.words.as_deref().is_some_and(|words| words.contains("CRC")), "{:?}", client.words);
+    assert_eq!(client.produce(9, (TOPIC, &NO_ID), &[]), (ErrorCode::CorruptMessage, -1));
+    assert!(client.words.is_some());
+    assert_eq!(client.produce(9, (TOPIC, &NO_ID), &batch_of(10, 1)), (ErrorCode::None, 0));
+    assert_eq!(client.words, None);
+    // Before version 8 there is no place for words.
+    assert_eq!(client.produce(7, (TOPIC, &NO_ID), &bad), refused);
 }
 
 #[test]
