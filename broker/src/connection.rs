@@ -42,6 +42,8 @@ pub(crate) struct Connection {
     /// The reader works on a request that is not in the queue yet.
     pub taking: Cell<bool>,
     /// Produce entries to be used again.
+    // Boxed as they travel through the queue: taking one must not move it, nor giving it back allocate.
+    #[allow(clippy::vec_box)]
     pub pool: RefCell<Vec<Box<Produced>>>,
 }
 

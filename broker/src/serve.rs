@@ -70,8 +70,9 @@ impl Bound {
     }
 }
 
-/// Accepts and answers until the shard is asked to stop; then answers what is under way and closes.
-pub async fn serve(bound: Bound) {
+/// Accepts and answers until the shard is asked to stop; then answers what is under way and closes. Returns how many
+/// connections had to be cut off before all their answers were out.
+pub async fn serve(bound: Bound) -> usize {
     let Bound { broker, listener } = bound;
     let shard = broker.shard.clone();
     while let Some(accepted) = until_stop(&shard, shard.ring().accept(&listener)).await {
@@ -88,13 +89,19 @@ pub async fn serve(bound: Bound) {
     while broker.connections.borrow().iter().any(|c| !c.is_idle()) && shard.ring().now() < patience {
         shard.ring().sleep(Duration::from_millis(1)).await;
     }
+    let mut cut_off = 0;
     for connection in broker.connections.borrow().iter() {
+        cut_off += usize::from(!connection.is_idle());
         connection.socket.shutdown();
+    }
+    if cut_off > 0 {
+        tracing::warn!("{cut_off} connections are closed with requests under way");
     }
     let patience = shard.ring().now().plus(CLOSING_TIME_MAX);
     while !broker.connections.borrow().is_empty() && shard.ring().now() < patience {
         shard.ring().sleep(Duration::from_millis(1)).await;
     }
+    cut_off
 }
 
 fn start(broker: &Rc<Broker>, socket: Socket) {
