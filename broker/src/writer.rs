@@ -56,6 +56,8 @@ impl Writer<'_> {
                 Some(entry) => entry,
                 None => {
                     self.flush().await?;
+                    // Everything is answered: a stop need not wait for this connection.
+                    self.connection.answering.set(false);
                     match self.connection.next().await {
                         Some(entry) => entry,
                         None => return Ok(()),
