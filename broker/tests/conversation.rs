@@ -358,6 +358,18 @@ fn a_second_broker_on_the_same_directory_is_told_who_holds_it() {
     assert_serves(&Broker::start(home.path(), &[]));
 }
 
+#[test]
+fn a_clean_stop_does_not_wait_for_clients_that_ask_nothing() {
+    let (_home, broker) = served(&[]);
+    let mut idle: Vec<_> = (0..5).map(|_| broker.client()).collect();
+    idle.iter_mut().skip(1).for_each(|client| assert_eq!(client.epochs(TOPIC).len() as i32, PARTITIONS));
+    assert_eq!(idle[2].produce(TOPIC, 0, &batch(&[b"and now silence"])), Ok(0));
+    let asked = Instant::now();
+    broker.stop();
+    assert!(asked.elapsed() < Duration::from_secs(3), "the stop took {:?}", asked.elapsed());
+    idle.into_iter().for_each(|client| client.expect_closed("the broker has stopped"));
+}
+
 /// Batches of many sizes, the same every time.
 fn assorted() -> Vec<(i32, Vec<u8>)> {
     let sizes = [1, 100, 5_000, 300_000, 64, 4_096, 70_000, 900_000, 10];
