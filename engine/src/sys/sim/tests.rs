@@ -355,3 +355,104 @@ fn faults_strike_where_they_were_told_to() {
     });
     assert!(lost);
 }
+
+#[test]
+fn an_echo_between_two_rings() {
+    for seed in 0..20 {
+        let world = World::new(seed);
+        let (server, client) = (world.ring(ARENA), world.ring(ARENA));
+        let listener = server.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.address();
+        let serving = server.clone();
+        server.spawn(async move {
+            let socket = serving.accept(&listener).await.unwrap();
+            loop {
+                let (received, mut lease) = serving.recv(&socket, serving.lease(3000).await.unwrap()).await;
+                let received = received.unwrap();
+                if received == 0 {
+                    return;
+                }
+                drop(lease.split_off(received));
+                let (sent, _) = serving.send(&socket, lease.freeze(), false).await;
+                assert_eq!(sent.unwrap(), received);
+            }
+        });
+        let main = client.clone();
+        world.run(&[&client, &server], async move {
+            const BYTES: usize = 600_000;
+            let socket = main.connect(address).await.unwrap();
+            let mut bytes = main.lease(BYTES).await.unwrap();
+            drop(bytes.split_off(BYTES));
+            for (index, byte) in bytes.iter_mut().enumerate() {
+                *byte = (index % 251) as u8;
+            }
+            let bytes = bytes.freeze();
+            let (sender, sending, whole) = (main.clone(), socket.clone(), bytes.clone());
+            main.spawn(async move {
+                let mut gather = crate::sys::Gather::new();
+                assert!(gather.push(whole.slice(0..100)).is_ok());
+                assert!(gather.push(whole.slice(200..300)).is_ok());
+                assert_eq!(sender.send_gather(&sending, gather, true).await.0.unwrap(), 200);
+                assert_eq!(sender.send(&sending, whole, false).await.0.unwrap(), BYTES);
+            });
+            let mut into = main.lease(BYTES + 200).await.unwrap();
+            drop(into.split_off(BYTES + 200));
+            let (received, into) = main.recv_all(&socket, into).await;
+            assert_eq!(received.unwrap(), BYTES + 200);
+            assert!(
+                into[..100] == bytes[..100] && into[100..200] == bytes[200..300] && into[200..] == bytes[..]
+            );
+            socket.shutdown();
+            assert_eq!(main.recv(&socket, into).await.0.unwrap(), 0);
+            main.sleep(Duration::from_secs(1)).await;
+        });
+        assert_eq!(server.executor().live_tasks(), 0, "the server sees the end");
+        let main = client.clone();
+        world.run(&[&client], async move {
+            let refused = main.connect(address).await.err().unwrap();
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        });
+    }
+}
+
+#[test]
+fn a_file_is_sent_as_the_peer_makes_room() {
+    let world = World::new(4);
+    let ring = world.ring(ARENA);
+    let main = ring.clone();
+    ring.run(async move {
+        let options = OpenOptions { create: true, write: true, direct: false };
+        let file = main.open(Path::new("/file"), options).await.unwrap();
+        let mut lease = main.lease(1 << 20).await.unwrap();
+        lease.fill(9);
+        let (written, lease) = main.write(&file, 0, lease.freeze()).await;
+        assert_eq!(written.unwrap(), 1 << 20);
+        let listener = main.listen("127.0.0.1:9092".parse().unwrap()).unwrap();
+        let there = main.connect(listener.address()).await.unwrap();
+        let here = main.accept(&listener).await.unwrap();
+        let sender = main.clone();
+        main.spawn(async move {
+            let (mut at, mut waits) = (0, 0);
+            while at < 1 << 20 {
+                match sender.sendfile(&here, &file, at, (1 << 20) - at) {
+                    Ok(sent) => at += sent as u64,
+                    Err(error) => {
+                        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                        waits += 1;
+                        sender.writable(&here).await.unwrap();
+                    }
+                }
+            }
+            assert!(waits > 0);
+        });
+        let (received, into) = main.recv_all(&there, main.lease(1 << 20).await.unwrap()).await;
+        assert_eq!((received.unwrap(), &into[..]), (1 << 20, &lease[..]));
+        assert_eq!(main.recv(&there, into).await.0.unwrap(), 0);
+    });
+}
+
+#[test]
+#[should_panic(expected = "the world of seed 77")]
+fn waiting_for_nothing_names_the_seed() {
+    World::new(77).ring(ARENA).run(std::future::pending::<()>());
+}
