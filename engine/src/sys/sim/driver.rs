@@ -73,9 +73,9 @@ impl Memory {
     }
 
     fn is_aligned(&self) -> bool {
-        self.0
-            .iter()
-            .all(|(start, bytes)| *start as usize % BLOCK_BYTES == 0 && bytes.is_multiple_of(BLOCK_BYTES))
+        self.0.iter().all(|(start, bytes)| {
+            (*start as usize).is_multiple_of(BLOCK_BYTES) && bytes.is_multiple_of(BLOCK_BYTES)
+        })
     }
 
     /// The bytes as they are now.

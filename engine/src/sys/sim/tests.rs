@@ -342,18 +342,24 @@ fn faults_strike_where_they_were_told_to() {
         assert!(main.sync(&file).await.is_ok());
         faults.short_writes(1.0);
         assert!(main.write(&file, 0, lease.clone()).await.0.unwrap() < BLOCK);
-        assert!(main.sync(&other).await.is_ok());
+        faults.short_writes(0.0);
+        faults.ignore_syncs(true);
+        let ignored = main.open(Path::new("/ignored"), options).await.unwrap();
+        assert!(main.write(&ignored, 0, lease.clone()).await.0.is_ok());
+        assert!(main.sync(&ignored).await.is_ok());
     });
     let counters = ring.counters();
-    assert_eq!((counters.writes, counters.syncs, counters.write_bytes), (4, 3, 4 * BLOCK as u64));
+    assert_eq!((counters.writes, counters.syncs, counters.write_bytes), (5, 3, 5 * BLOCK as u64));
     let recording = world.recording();
     let mut cursor = recording.cursor();
     // The failed sync covered the only whole write; the later one that succeeded proves nothing.
-    let lost = (0..50).any(|seed| {
-        let image = cursor.image_at(recording.events(), CutKind::PowerLoss, seed);
-        image.read(Path::new("/struck")).is_some_and(|bytes| bytes.is_empty())
-    });
-    assert!(lost);
+    let mut lost = |path: &str| {
+        (0..50).any(|seed| {
+            let image = cursor.image_at(recording.events(), CutKind::PowerLoss, seed);
+            image.read(Path::new(path)).is_some_and(|bytes| bytes.is_empty())
+        })
+    };
+    assert!(lost("/struck") && lost("/ignored"));
 }
 
 #[test]
