@@ -462,3 +462,12 @@ fn a_file_is_sent_as_the_peer_makes_room() {
 fn waiting_for_nothing_names_the_seed() {
     World::new(77).ring(ARENA).run(std::future::pending::<()>());
 }
+
+#[test]
+fn recordings_may_be_cut_on_any_thread() {
+    fn shared<T: Send + Sync>() {}
+    fn sent<T: Send + Clone>() {}
+    shared::<Recording>();
+    sent::<Recording>();
+    sent::<DiskImage>();
+}
