@@ -73,20 +73,29 @@ impl Memory {
     }
 
     fn is_aligned(&self) -> bool {
-        self.0
-            .iter()
-            .all(|(start, bytes)| *start as usize % BLOCK_BYTES == 0 && bytes.is_multiple_of(BLOCK_BYTES))
+        self.0.iter().all(|(start, bytes)| {
+            (*start as usize).is_multiple_of(BLOCK_BYTES) && bytes.is_multiple_of(BLOCK_BYTES)
+        })
     }
 
     /// The bytes as they are now.
     pub fn take(&self) -> Vec<u8> {
-        let mut all = Vec::with_capacity(self.len());
-        for &(start, bytes) in &self.0 {
+        self.part(0, self.len())
+    }
+
+    /// A part of the bytes as they are now.
+    pub fn part(&self, mut skip: usize, bytes: usize) -> Vec<u8> {
+        let mut part = Vec::with_capacity(bytes);
+        for &(start, length) in &self.0 {
+            let skipped = skip.min(length);
+            skip -= skipped;
+            let now = (length - skipped).min(bytes - part.len());
             // SAFETY: the operation's slot holds the lease until the completion, or the ring leaks it; with the mutant
-            // that reuses memory the arena still has it mapped, and all of this happens on one thread.
-            all.extend_from_slice(unsafe { std::slice::from_raw_parts(start, bytes) });
+            // that reuses memory the arena still has it mapped, and all of this happens on one thread. The range
+            // lies within the lease.
+            part.extend_from_slice(unsafe { std::slice::from_raw_parts(start.add(skipped), now) });
         }
-        all
+        part
     }
 
     /// Fills one piece of memory that was made by [`Memory::of_mut`], from `at` on.
@@ -139,7 +148,7 @@ impl SimDriver {
     }
 
     pub(crate) fn stream_socket(&mut self, address: SocketAddr) -> io::Result<Socket> {
-        Ok(super::network::stream_socket(&self.world, address))
+        Ok(super::network::stream_socket(&self.world, self.ring, address))
     }
 
     pub(crate) fn sendfile(

@@ -76,10 +76,10 @@ impl Content {
         if beyond {
             drop(pages.split_off(&page_after));
         }
-        if let Some(page) = pages.get_mut(&(size / PAGE_BYTES as u64)).filter(|_| partial) {
-            if page[within..].iter().any(|&byte| byte != 0) {
-                Arc::make_mut(page)[within..].fill(0);
-            }
+        if let Some(page) = pages.get_mut(&(size / PAGE_BYTES as u64)).filter(|_| partial)
+            && page[within..].iter().any(|&byte| byte != 0)
+        {
+            Arc::make_mut(page)[within..].fill(0);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::disk::{Disk, DiskEvent, Recording};
 use super::driver::{Effect, SimDriver};
@@ -22,6 +22,8 @@ use crate::sys::task::Bell;
 pub struct World(pub(super) Rc<RefCell<State>>);
 
 pub(super) struct State {
+    /// The cell this lies in, for the handles that it makes.
+    pub world: Weak<RefCell<State>>,
     pub seed: u64,
     pub random: fastrand::Rng,
     pub now: u64,
@@ -90,19 +92,22 @@ impl World {
     /// A world with the disk that another one left; all of it is durable.
     #[must_use]
     pub fn boot(seed: u64, image: DiskImage) -> World {
-        World(Rc::new(RefCell::new(State {
-            seed,
-            random: fastrand::Rng::with_seed(seed),
-            now: 1_000_000_000,
-            due: BTreeMap::new(),
-            due_next: 0,
-            rings: Vec::new(),
-            disk: Disk::of_image(&image),
-            network: Network::default(),
-            faults: FaultPlan::default(),
-            locks: Rc::default(),
-            spare: Arena::new(1 << 30),
-        })))
+        World(Rc::new_cyclic(|world| {
+            RefCell::new(State {
+                world: world.clone(),
+                seed,
+                random: fastrand::Rng::with_seed(seed),
+                now: 1_000_000_000,
+                due: BTreeMap::new(),
+                due_next: 0,
+                rings: Vec::new(),
+                disk: Disk::of_image(&image),
+                network: Network::default(),
+                faults: FaultPlan::default(),
+                locks: Rc::default(),
+                spare: Arena::new(1 << 30),
+            })
+        }))
     }
 
     /// The seed it was made from.
