@@ -1,7 +1,7 @@
 //! `compare`: every row on the same loads, interleaved, verified, kept.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -143,7 +143,7 @@ impl Runner<'_> {
         measured
     }
 
-    fn measure(&self, cell: &Cell, target: &mut Target, directory: &PathBuf) -> Result<CellRecord> {
+    fn measure(&self, cell: &Cell, target: &mut Target, directory: &Path) -> Result<CellRecord> {
         let spec = &self.record.spec;
         let seed = self.record.plan.seed ^ u64::from(cell.index);
         let mut load = Load::new(self.ring, spec, cell, seed, target.address, self.payload.clone());
@@ -206,7 +206,7 @@ impl Runner<'_> {
         &self,
         load: &Rc<Load>,
         target: &Target,
-        directory: &PathBuf,
+        directory: &Path,
         record: &mut CellRecord,
     ) -> Result<()> {
         load.fill_bytes_left.set(Some(self.record.spec.catch_up_bytes as i64));

@@ -32,6 +32,9 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 const NO_ID: Uuid = [0; 16];
 
+/// Partition, error and base offset.
+pub type PartitionAnswer = (i32, ErrorCode, i64);
+
 /// The built program, serving `home/data`. Dropped, it is killed.
 pub struct Broker {
     child: Child,
@@ -54,6 +57,8 @@ impl Broker {
         let errors = home.join("errors.txt");
         let from = std::fs::metadata(&errors).map_or(0, |m| m.len() as usize);
         let error_file: File = OpenOptions::new().create(true).append(true).open(&errors).unwrap();
+        // Waited for when the `Broker` is dropped.
+        #[allow(clippy::zombie_processes)]
         let mut child = Command::new(env!("CARGO_BIN_EXE_ringlog-broker"))
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(home.join("data"))
@@ -182,8 +187,8 @@ impl Client {
         header.correlation_id
     }
 
-    /// Waits for the answer to a Produce request: its correlation id, and error and base offset of each partition.
-    pub fn try_receive_produce(&mut self) -> io::Result<(i32, Vec<(i32, ErrorCode, i64)>)> {
+    /// Waits for the answer to a Produce request: its correlation id, and what became of each partition.
+    pub fn try_receive_produce(&mut self) -> io::Result<(i32, Vec<PartitionAnswer>)> {
         let frame = self.try_receive()?;
         let mut decoder = Decoder::new(&frame);
         let id = decode_response_header(&mut decoder, ApiKey::Produce, PRODUCE_VERSION).unwrap();
