@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use ringlog::sys::TASKS_MAX;
+
 use crate::wire::FrameLimits;
 
 /// How a broker serves.
@@ -17,12 +19,16 @@ pub struct BrokerConfig {
     pub auto_create_topics: bool,
     /// The largest frames.
     pub frames: FrameLimits,
-    /// Connections at a time; more are closed at once.
+    /// Connections at a time, at most [`CONNECTIONS_MAX`]; more are closed at once.
     pub connections_max: usize,
 }
 
 /// Requests of one connection between its reader and its writer; then the reader waits.
 pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 64;
+/// Bytes of these requests, Produce aside, beyond which the reader waits too.
+pub(crate) const BYTES_IN_FLIGHT_MAX: usize = 1 << 20;
+/// The most connections of one shard: each is two of the [`TASKS_MAX`] tasks, and half of them are others'.
+pub const CONNECTIONS_MAX: usize = TASKS_MAX / 4;
 
 impl BrokerConfig {
     /// The usual settings.

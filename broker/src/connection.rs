@@ -10,7 +10,7 @@ use std::task::{Poll, Waker};
 use ringlog::Shard;
 use ringlog::sys::{Lease, Socket};
 
-use crate::config::{BrokerConfig, REQUESTS_IN_FLIGHT_MAX};
+use crate::config::{BYTES_IN_FLIGHT_MAX, BrokerConfig, REQUESTS_IN_FLIGHT_MAX};
 use crate::produce::Produced;
 
 /// What all connections of a shard share.
@@ -19,6 +19,8 @@ pub(crate) struct Broker {
     pub config: BrokerConfig,
     /// Where clients are told to come.
     pub advertised: (String, u16),
+    /// Connections that were closed because too many were open.
+    pub refused_connections: Cell<u64>,
     /// Connections open now.
     pub connections: RefCell<Vec<Rc<Connection>>>,
 }
@@ -27,6 +29,8 @@ pub(crate) struct Connection {
     pub socket: Socket,
     pub peer: Option<SocketAddr>,
     queue: RefCell<VecDeque<Entry>>,
+    /// Bytes of the frames in the queue.
+    queued_bytes: Cell<usize>,
     reader: RefCell<Option<Waker>>,
     writer: RefCell<Option<Waker>>,
     /// The reader has ended: what is queued is all there will be.
@@ -35,7 +39,11 @@ pub(crate) struct Connection {
     output_ended: Cell<bool>,
     /// The writer works on a request that it took out of the queue.
     pub answering: Cell<bool>,
+    /// The reader works on a request that is not in the queue yet.
+    pub taking: Cell<bool>,
     /// Produce entries to be used again.
+    // Boxed as they travel through the queue: taking one must not move it, nor giving it back allocate.
+    #[allow(clippy::vec_box)]
     pub pool: RefCell<Vec<Box<Produced>>>,
 }
 
@@ -47,17 +55,29 @@ pub(crate) enum Entry {
     Request(Lease),
 }
 
+impl Entry {
+    /// Bytes that it keeps in memory; those of a Produce request are its partitions' business already.
+    fn bytes(&self) -> usize {
+        match self {
+            Entry::Produced(_) => 0,
+            Entry::Request(frame) => frame.len(),
+        }
+    }
+}
+
 impl Connection {
     pub(crate) fn new(socket: Socket) -> Connection {
         Connection {
             peer: socket.peer(),
             socket,
             queue: RefCell::new(VecDeque::with_capacity(REQUESTS_IN_FLIGHT_MAX)),
+            queued_bytes: Cell::new(0),
             reader: RefCell::new(None),
             writer: RefCell::new(None),
             input_ended: Cell::new(false),
             output_ended: Cell::new(false),
             answering: Cell::new(false),
+            taking: Cell::new(false),
             pool: RefCell::new(Vec::new()),
         }
     }
@@ -65,7 +85,7 @@ impl Connection {
     /// Adds a request; waits while the queue is full. False when nobody will answer.
     pub(crate) async fn push(&self, entry: Entry) -> bool {
         poll_fn(|cx| {
-            if self.output_ended.get() || self.queue.borrow().len() < REQUESTS_IN_FLIGHT_MAX {
+            if self.output_ended.get() || self.has_room() {
                 return Poll::Ready(());
             }
             keep(&self.reader, cx.waker());
@@ -75,9 +95,14 @@ impl Connection {
         if self.output_ended.get() {
             return false;
         }
+        self.queued_bytes.set(self.queued_bytes.get() + entry.bytes());
         self.queue.borrow_mut().push_back(entry);
         wake(&self.writer);
         true
+    }
+
+    fn has_room(&self) -> bool {
+        self.queue.borrow().len() < REQUESTS_IN_FLIGHT_MAX && self.queued_bytes.get() < BYTES_IN_FLIGHT_MAX
     }
 
     /// The next request, or `None` when the input has ended and everything is answered.
@@ -97,6 +122,7 @@ impl Connection {
 
     pub(crate) fn try_next(&self) -> Option<Entry> {
         let entry = self.queue.borrow_mut().pop_front()?;
+        self.queued_bytes.set(self.queued_bytes.get() - entry.bytes());
         wake(&self.reader);
         Some(entry)
     }
@@ -109,12 +135,20 @@ impl Connection {
     pub(crate) fn end_output(&self) {
         self.output_ended.set(true);
         self.queue.borrow_mut().clear();
+        self.queued_bytes.set(0);
         self.socket.shutdown();
         wake(&self.reader);
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.queue.borrow().is_empty() && !self.answering.get()
+        self.queue.borrow().is_empty() && !self.answering.get() && !self.taking.get()
+    }
+
+    /// Whether the peer has finished: nobody may be left to wait for an answer. Else `waker`, the writer's, is woken
+    /// when it does.
+    pub(crate) fn has_input_ended(&self, waker: &Waker) -> bool {
+        keep(&self.writer, waker);
+        self.input_ended.get()
     }
 
     pub(crate) fn describe(&self) -> String {

@@ -1,6 +1,7 @@
 //! CreateTopics.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use ringlog::TopicConfig;
 use ringlog::shard::TopicError;
@@ -19,10 +20,13 @@ pub(crate) async fn answer(
 ) -> Result<(), Fault> {
     let request = CreateTopicsRequest::decode_from(decoder, header.version)?;
     let mut topics = Vec::with_capacity(request.topics.len());
-    for (number, topic) in request.topics.iter().enumerate() {
-        let twice =
-            request.topics.iter().enumerate().any(|(other, t)| other != number && t.name == topic.name);
-        topics.push(match twice {
+    // A map: a frame holds hundreds of thousands of names, too many to compare each with each.
+    let mut named = BTreeMap::new();
+    for topic in &request.topics {
+        *named.entry(topic.name).or_insert(0) += 1;
+    }
+    for topic in &request.topics {
+        topics.push(match named[topic.name] > 1 {
             true => {
                 refused(topic, ErrorCode::InvalidRequest, "the request names this topic twice".to_owned())
             }
@@ -52,6 +56,10 @@ async fn one<'a>(
         Ok(partitions) => partitions,
         Err((code, words)) => return refused(topic, code, words),
     };
+    if let Some(config) = topic.configs.iter().find(|config| config.value.is_none()) {
+        let words = format!("{} has no value", config.name);
+        return refused(topic, ErrorCode::InvalidConfig, words);
+    }
     let pairs = topic.configs.iter().filter_map(|config| config.value.map(|value| (config.name, value)));
     let config = match TopicConfig::from_pairs(&shard.config().topic_defaults, pairs) {
         Ok(config) => config,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ringlog::log::BatchError;
+use ringlog::log::{BATCH_HEADER_BYTES, BatchError, LENGTH_OVERHEAD};
 use ringlog::shard::{AppendError, FetchError, TopicError};
 
 use crate::wire::{ErrorCode, WireError};
@@ -23,6 +23,8 @@ pub(crate) enum Fault {
 
 pub(crate) fn of_batch(error: &BatchError) -> ErrorCode {
     match error {
+        // More than one batch: sent again it would not get better, and CORRUPT_MESSAGE asks for that.
+        BatchError::Length { field, actual } if is_followed(*field, *actual) => ErrorCode::InvalidRecord,
         BatchError::Crc { .. } | BatchError::TooShort { .. } | BatchError::Length { .. } => {
             ErrorCode::CorruptMessage
         }
@@ -31,12 +33,19 @@ pub(crate) fn of_batch(error: &BatchError) -> ErrorCode {
     }
 }
 
+/// Whether a batch with that length field leaves bytes over.
+fn is_followed(field: i32, actual: usize) -> bool {
+    let batch = i64::from(field) + i64::from(LENGTH_OVERHEAD);
+    batch >= BATCH_HEADER_BYTES as i64 && batch < actual as i64
+}
+
 pub(crate) fn of_append(error: &AppendError) -> ErrorCode {
     match error {
         AppendError::TooLarge { .. } => ErrorCode::MessageTooLarge,
         AppendError::Failed(_) => ErrorCode::KafkaStorageError,
         AppendError::Closed | AppendError::Moved => ErrorCode::NotLeaderOrFollower,
-        AppendError::NoMemory(_) => ErrorCode::ThrottlingQuotaExceeded,
+        // Says "not appended, try again" to every client; librdkafka gives up on THROTTLING_QUOTA_EXCEEDED.
+        AppendError::NoMemory(_) => ErrorCode::NotEnoughReplicas,
         AppendError::Refused(_) => ErrorCode::InvalidRecord,
     }
 }

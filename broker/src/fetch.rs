@@ -3,11 +3,13 @@
 //! A long poll is registered on the partitions it asks about and looked at again when one of them moves; nothing is
 //! scanned by time. Sessions are not kept: every request is a full one and is answered with session id 0.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use ringlog::log::OFFSET_UNKNOWN;
 use ringlog::shard::{Partition, Topic};
 use ringlog::types::{Epoch, Offset, TopicId};
 
@@ -28,7 +30,8 @@ pub(crate) async fn answer(
     decoder: &mut Decoder<'_>,
 ) -> Result<(), Fault> {
     let request = FetchRequest::decode_from(decoder, header.version)?;
-    if request.session_id != 0 {
+    // 0 and -1 ask for everything anew, whatever session there was; anything else continues one, and there is none.
+    if !matches!(request.session_epoch, 0 | -1) {
         let terms =
             FetchResponseTerms { error_code: ErrorCode::FetchSessionIdNotFound, ..Default::default() };
         FetchResponseWriter::begin(&mut writer.frame, header.correlation_id, header.version, &terms, 0)?
@@ -59,6 +62,10 @@ pub(crate) async fn answer(
                     continue;
                 }
             };
+            if found_any && left <= 0 {
+                response.partition(&full(&partition, &wanted));
+                continue;
+            }
             let bytes_max = i64::from(wanted.partition_max_bytes).min(left).max(0);
             let first = pieces.len();
             let fetched =
@@ -90,12 +97,18 @@ pub(crate) async fn answer(
 /// Waits until `min_bytes` can be read, something is wrong, or the time is up.
 async fn wait_for_enough(writer: &Writer<'_>, version: i16, request: &FetchRequest<'_>) {
     let ring = writer.broker.shard.ring();
-    if request.min_bytes <= 0 || request.max_wait_ms <= 0 || has_enough(writer, version, request) {
+    let min_bytes = i64::from(request.min_bytes.min(request.max_bytes)).min(ANSWER_BYTES_MAX);
+    if min_bytes <= 0 || request.max_wait_ms <= 0 || has_enough(writer, version, request, min_bytes as u64) {
         return;
     }
     let timer = &writer.timer;
     timer.arm(ring.now().plus(Duration::from_millis(request.max_wait_ms as u64)));
+    let mut stop = pin!(writer.broker.shard.stopping());
     poll_fn(|cx| {
+        // A poll may be told to last for weeks: a peer that left, and a stop, end it.
+        if writer.connection.has_input_ended(cx.waker()) || stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
         // Registered before the look, so that nothing can move in between unseen.
         for topic in request.topics.iter() {
             if let Some(known) = find(writer.broker, version, &topic) {
@@ -106,7 +119,7 @@ async fn wait_for_enough(writer: &Writer<'_>, version: i16, request: &FetchReque
                 }
             }
         }
-        if has_enough(writer, version, request) || writer.broker.shard.is_stopping() {
+        if has_enough(writer, version, request, min_bytes as u64) {
             return Poll::Ready(());
         }
         timer.poll_expired(cx)
@@ -115,7 +128,7 @@ async fn wait_for_enough(writer: &Writer<'_>, version: i16, request: &FetchReque
     timer.disarm();
 }
 
-fn has_enough(writer: &Writer<'_>, version: i16, request: &FetchRequest<'_>) -> bool {
+fn has_enough(writer: &Writer<'_>, version: i16, request: &FetchRequest<'_>, min_bytes: u64) -> bool {
     let mut bytes = 0u64;
     for topic in request.topics.iter() {
         let known = find(writer.broker, version, &topic);
@@ -123,7 +136,7 @@ fn has_enough(writer: &Writer<'_>, version: i16, request: &FetchRequest<'_>) -> 
             let Ok(partition) = check(version, known.as_ref(), &wanted) else { return true };
             let Ok(readable) = partition.readable_bytes(Offset(wanted.fetch_offset)) else { return true };
             bytes += readable;
-            if bytes >= request.min_bytes as u64 {
+            if bytes >= min_bytes {
                 return true;
             }
         }
@@ -159,6 +172,10 @@ fn check(
         .map_err(|code| FetchOutcome::failed(wanted.index, code))?;
     if wanted.last_fetched_epoch >= 0 {
         let (epoch, end) = partition.end_offset_for(Epoch(wanted.last_fetched_epoch));
+        // Nothing is known that old: an end of -1 would read as "not diverged", and the client would ask for ever.
+        if epoch == Epoch::NONE || end == OFFSET_UNKNOWN {
+            return Err(failed(partition, wanted.index, ErrorCode::OffsetOutOfRange));
+        }
         if epoch.0 < wanted.last_fetched_epoch || end < Offset(wanted.fetch_offset) {
             let marks = partition.marks();
             let read = FetchOutcome::read(wanted.index, marks.high_watermark.offset.0, marks.log_start.0, 0);
@@ -175,6 +192,15 @@ pub(crate) fn check_epoch(partition: &Partition, known: i32) -> Result<(), Error
         epoch if epoch < 0 || epoch == partition.epoch().0 => Ok(()),
         epoch if epoch < partition.epoch().0 => Err(ErrorCode::FencedLeaderEpoch),
         _ => Err(ErrorCode::UnknownLeaderEpoch),
+    }
+}
+
+/// A partition for which the answer has no room left. What is wrong with it is said all the same.
+fn full(partition: &Partition, wanted: &FetchPartition) -> FetchOutcome<'static> {
+    let marks = partition.marks();
+    match partition.readable_bytes(Offset(wanted.fetch_offset)) {
+        Ok(_) => FetchOutcome::read(wanted.index, marks.high_watermark.offset.0, marks.log_start.0, 0),
+        Err(error) => failed(partition, wanted.index, errors::of_fetch(&error)),
     }
 }
 

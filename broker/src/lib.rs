@@ -17,5 +17,5 @@ mod serve;
 pub mod wire;
 mod writer;
 
-pub use config::BrokerConfig;
+pub use config::{BrokerConfig, CONNECTIONS_MAX};
 pub use serve::{Bound, bind, serve};

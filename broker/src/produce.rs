@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use ringlog::Ack;
 use ringlog::log::check_produced;
 use ringlog::shard::{Partition, Stage, Ticket, Topic};
 use ringlog::sys::{LeaseMut, Moment};
@@ -40,8 +39,17 @@ enum TopicName {
 
 struct Outcome {
     index: i32,
-    result: Result<Ticket, ErrorCode>,
+    fate: Fate,
     log_start: i64,
+}
+
+/// What becomes of one batch.
+enum Fate {
+    /// Looks good so far; every one of these is decided before the request is queued.
+    Undecided,
+    Appended(Ticket),
+    /// Why not, and where more is known than the code says, in words.
+    Refused(ErrorCode, Option<String>),
 }
 
 impl Produced {
@@ -58,21 +66,27 @@ impl Produced {
     }
 
     pub(crate) fn first_error(&self) -> Option<ErrorCode> {
-        self.outcomes.iter().find_map(|outcome| outcome.result.as_ref().err().copied())
+        self.outcomes.iter().find_map(|outcome| match &outcome.fate {
+            Fate::Refused(code, _) => Some(*code),
+            Fate::Appended(_) | Fate::Undecided => None,
+        })
     }
 
     /// Whether the answer can be given without waiting.
     pub(crate) fn is_ready(&self) -> bool {
-        self.outcomes.iter().all(|o| o.result.as_ref().map_or(true, |ticket| ticket.look().is_some()))
+        self.outcomes.iter().all(|outcome| match &outcome.fate {
+            Fate::Appended(ticket) => ticket.look().is_some(),
+            Fate::Refused(..) | Fate::Undecided => true,
+        })
     }
 
     /// Waits until every promise holds or is broken.
     pub(crate) async fn settle(&mut self) {
         for outcome in &mut self.outcomes {
-            if let Ok(ticket) = &outcome.result
+            if let Fate::Appended(ticket) = &outcome.fate
                 && let Err(error) = ticket.reached().await
             {
-                outcome.result = Err(errors::of_append(&error));
+                outcome.fate = Fate::Refused(errors::of_append(&error), Some(error.to_string()));
             }
         }
     }
@@ -89,11 +103,15 @@ impl Produced {
             };
             writer.topic(name, &id, topic.partitions);
             for outcome in outcomes.by_ref().take(topic.partitions) {
-                writer.partition(&match &outcome.result {
-                    Ok(ticket) => {
+                writer.partition(&match &outcome.fate {
+                    Fate::Appended(ticket) => {
                         ProduceOutcome::appended(outcome.index, ticket.base_offset.0, -1, outcome.log_start)
                     }
-                    Err(code) => ProduceOutcome::refused(outcome.index, *code),
+                    Fate::Refused(code, words) => ProduceOutcome {
+                        error_message: words.as_deref(),
+                        ..ProduceOutcome::refused(outcome.index, *code)
+                    },
+                    Fate::Undecided => unreachable!("every batch was appended or refused"),
                 });
             }
         }
@@ -112,7 +130,7 @@ pub(crate) async fn take(
     produced.topics.clear();
     produced.outcomes.clear();
     produced.ranges.clear();
-    let ack = look(broker, &frame, &mut produced)?;
+    look(broker, &frame, &mut produced)?;
     produced.received = received;
 
     // Cut the batches out of the frame, front to back.
@@ -128,21 +146,19 @@ pub(crate) async fn take(
         drop(frame.split_to(range.start - cut));
         let batch = frame.split_to(range.len());
         cut = range.end;
-        if produced.outcomes[number].result.is_err_and_final() {
-            continue;
-        }
+        let Fate::Undecided = produced.outcomes[number].fate else { continue };
         let TopicName::Known(known) = &produced.topics[topic].name else { continue };
         let partition = known.partitions[produced.outcomes[number].index as usize].clone();
-        let outcome = append(&partition, batch, ack, received).await;
+        let fate = append(&partition, batch, received).await;
         produced.outcomes[number].log_start = partition.marks().log_start.0;
-        produced.outcomes[number].result = outcome;
+        produced.outcomes[number].fate = fate;
     }
     Ok(produced)
 }
 
-/// Reads the request: which topics and partitions, and where the batches lie. Everything is answered with "appended"
-/// or an error of its own later; until then an outcome that may still be appended is marked so.
-fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<Option<Ack>, Fault> {
+/// Reads the request: which topics and partitions, and where the batches lie. What cannot be appended whatever its
+/// bytes are is refused here.
+fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<(), Fault> {
     let mut decoder = Decoder::new(frame);
     let header = RequestHeader::decode(&mut decoder)?;
     ApiKey::Produce.version(header.version)?;
@@ -150,6 +166,7 @@ fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<Option
     produced.correlation_id = header.correlation_id;
     produced.version = header.version;
     produced.acks = request.acks;
+    let refused = |code| Fate::Refused(code, None);
     let by_id = header.version >= crate::wire::produce::TOPIC_IDS_FROM;
     for topic in request.topics.iter() {
         let known = match by_id {
@@ -159,14 +176,16 @@ fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<Option
         let partitions = topic.partitions.len();
         for partition in topic.partitions.iter() {
             let there = known.as_ref().and_then(|t| t.partitions.get(usize::try_from(partition.index).ok()?));
-            let code = match (&known, there, &partition.records) {
-                _ if !matches!(request.acks, -1..=1) => ErrorCode::InvalidRequiredAcks,
-                (None, ..) if by_id => ErrorCode::UnknownTopicId,
-                (None, ..) | (_, None, _) => ErrorCode::UnknownTopicOrPartition,
-                (_, _, None) => ErrorCode::InvalidRecord,
-                _ => TO_BE_APPENDED,
+            let fate = match (&known, there, &partition.records) {
+                _ if !matches!(request.acks, -1..=1) => refused(ErrorCode::InvalidRequiredAcks),
+                (None, ..) if by_id => refused(ErrorCode::UnknownTopicId),
+                (None, ..) | (_, None, _) => refused(ErrorCode::UnknownTopicOrPartition),
+                (_, _, None) => {
+                    Fate::Refused(ErrorCode::InvalidRecord, Some("exactly one batch is expected".to_owned()))
+                }
+                _ => Fate::Undecided,
             };
-            produced.outcomes.push(Outcome { index: partition.index, result: Err(code), log_start: -1 });
+            produced.outcomes.push(Outcome { index: partition.index, fate, log_start: -1 });
             produced.ranges.push(partition.records.clone());
         }
         let name = match known {
@@ -175,37 +194,24 @@ fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<Option
         };
         produced.topics.push(ProducedTopic { name, partitions });
     }
-    // Without acknowledgement nobody waits, so nothing asks for a flush either.
-    Ok((produced.acks == 0).then_some(Ack::Memory))
+    Ok(())
 }
 
-/// Stands for "not yet": overwritten by what the append gives.
-const TO_BE_APPENDED: ErrorCode = ErrorCode::UnknownServerError;
-
-trait IsFinal {
-    fn is_err_and_final(&self) -> bool;
-}
-
-impl IsFinal for Result<Ticket, ErrorCode> {
-    fn is_err_and_final(&self) -> bool {
-        matches!(self, Err(code) if *code != TO_BE_APPENDED)
+/// Every append asks for what its topic asks for, acks=0 too: consumers of a durable topic see what is flushed, so a
+/// batch that nobody wants flushed would stay out of sight until another one comes.
+async fn append(partition: &Partition, batch: LeaseMut, received: Moment) -> Fate {
+    let refused = |code: ErrorCode, words: String| {
+        tracing::warn!("{partition}: a batch was refused with {code}: {words}");
+        Fate::Refused(code, Some(words))
+    };
+    let header = match check_produced(&batch) {
+        Ok(header) => header,
+        Err(error) => return refused(errors::of_batch(&error), error.to_string()),
+    };
+    match partition.append(batch, header, None, received).await {
+        Ok(ticket) => Fate::Appended(ticket),
+        Err(error) => refused(errors::of_append(&error), error.to_string()),
     }
-}
-
-async fn append(
-    partition: &Partition,
-    batch: LeaseMut,
-    ack: Option<Ack>,
-    received: Moment,
-) -> Result<Ticket, ErrorCode> {
-    let header = check_produced(&batch).map_err(|error| {
-        tracing::warn!("{partition}: a batch of {} bytes was refused: {error}", batch.len());
-        errors::of_batch(&error)
-    })?;
-    partition.append(batch, header, ack, received).await.map_err(|error| {
-        tracing::warn!("{partition}: an append was refused: {error}");
-        errors::of_append(&error)
-    })
 }
 
 /// Gives the entry back and notes how long its answer took.

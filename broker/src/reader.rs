@@ -14,8 +14,12 @@ use crate::errors::Fault;
 use crate::produce;
 use crate::wire::{ApiKey, Decoder, PREFIX_BYTES, RequestHeader};
 
-const BUFFER_BYTES_MIN: usize = 64 << 10;
+/// What a connection gets before it has shown what it sends: thousands of idle ones must fit into the arena.
+const BUFFER_BYTES_MIN: usize = 16 << 10;
+/// What one connection may hold without having filled the half of it.
 const BUFFER_BYTES_MAX: usize = 1 << 20;
+/// Beyond that, how many times what has really come a buffer may be: a length is only a promise.
+const GROWTH_MAX: usize = 4;
 /// From this many missing bytes on, one receive waits for all of them.
 const WAIT_FOR_ALL_BYTES: usize = 32 << 10;
 
@@ -67,7 +71,14 @@ impl<'a> Reader<'a> {
 
     async fn run(&mut self) -> Result<(), Fault> {
         while let Some(frame) = self.next_frame().await? {
-            if !self.take(frame).await? {
+            // Once a stop was asked for, what is under way is answered and nothing more is taken.
+            if self.broker.shard.is_stopping() {
+                break;
+            }
+            self.connection.taking.set(true);
+            let goes_on = self.take(frame).await;
+            self.connection.taking.set(false);
+            if !goes_on? {
                 break;
             }
         }
@@ -77,7 +88,6 @@ impl<'a> Reader<'a> {
     /// Deals with one frame. False when the connection is over.
     async fn take(&mut self, frame: LeaseMut) -> Result<bool, Fault> {
         let header = RequestHeader::decode(&mut Decoder::new(&frame))?;
-        self.broker.config.frames.check_api(header.api, frame.len())?;
         let entry = if header.api == ApiKey::Produce {
             let produced = produce::take(self.broker, self.connection, frame, self.received).await?;
             if produced.acks == 0 {
@@ -104,6 +114,9 @@ impl<'a> Reader<'a> {
                 self.last_frame_bytes = total;
                 return Ok(Some(self.buffer.split_to(total - PREFIX_BYTES)));
             }
+            if let Some(total) = total {
+                self.check_kind(total)?;
+            }
             self.make_room(total).await?;
             if self.receive(total).await? == 0 {
                 if self.filled > 0 {
@@ -119,27 +132,41 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Makes sure that the frame under way fits into the buffer, or the next one like the last.
+    /// Asks whether a frame of that size may be what it says it is, as soon as it has said so: before its rest is
+    /// given memory.
+    fn check_kind(&self, total: usize) -> Result<(), Fault> {
+        if let Some(&[high, low]) = self.buffer[..self.filled].get(PREFIX_BYTES..PREFIX_BYTES + 2) {
+            // An API that is not served has the limit of those without records, and is refused when it is whole.
+            let api = ApiKey::from_number(i16::from_be_bytes([high, low])).unwrap_or(ApiKey::ApiVersions);
+            self.broker.config.frames.check_api(api, total - PREFIX_BYTES)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for the frame under way, or for the next one if that is like the last. A large frame gets memory
+    /// in steps, as it really comes: 1, 4, 16, 64 MiB.
     async fn make_room(&mut self, total: Option<usize>) -> Result<(), Fault> {
         let wanted = match total {
             Some(total) => total,
-            None if self.filled == 0 => self.last_frame_bytes.max(4096),
+            None if self.filled == 0 => self.last_frame_bytes.clamp(4096, BUFFER_BYTES_MAX),
             None => PREFIX_BYTES,
         };
-        if wanted <= self.buffer.len() {
+        let filling = self.buffer.len() >= BUFFER_BYTES_MAX && self.filled < self.buffer.len();
+        if wanted <= self.buffer.len() || filling {
             return Ok(());
         }
         let several = (self.last_frame_bytes.max(wanted) * 4).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX);
-        let mut next = self.ring.lease(several.max(wanted).min(LEASE_BYTES_MAX)).await?;
+        let borne_out = BUFFER_BYTES_MAX.max(self.filled.max(self.last_frame_bytes) * GROWTH_MAX);
+        let mut next = self.ring.lease(several.max(wanted).min(borne_out).min(LEASE_BYTES_MAX)).await?;
         next[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
         self.buffer = next;
         Ok(())
     }
 
     async fn receive(&mut self, total: Option<usize>) -> Result<usize, Fault> {
-        let missing = total.map_or(0, |total| total - self.filled);
-        let all = missing >= WAIT_FOR_ALL_BYTES;
         let room = self.buffer.len() - self.filled;
+        let missing = total.map_or(0, |total| total - self.filled).min(room);
+        let all = missing >= WAIT_FOR_ALL_BYTES;
         let window = if all {
             missing
         } else {

@@ -1,6 +1,6 @@
 //! Serving: the listener of one shard and its connections.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
@@ -10,14 +10,17 @@ use std::task::Poll;
 use std::time::Duration;
 
 use ringlog::Shard;
-use ringlog::sys::{Listener, Socket};
+use ringlog::sys::{LEASE_BYTES_MAX, Listener, Socket};
 
-use crate::config::BrokerConfig;
+use crate::config::{BrokerConfig, CONNECTIONS_MAX};
 use crate::connection::{Broker, Connection};
+use crate::wire::PREFIX_BYTES;
 use crate::{reader, writer};
 
 /// How long requests under way may take once a stop was asked for.
 const ANSWERS_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long connections may take to notice that they are closed.
+const CLOSING_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// A listener that is ready to serve.
 pub struct Bound {
@@ -37,10 +40,25 @@ pub fn bind(shard: &Shard, config: BrokerConfig) -> io::Result<Bound> {
         );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
+    let frame_bytes_max = config.frames.frame_bytes_max;
+    if frame_bytes_max > LEASE_BYTES_MAX - PREFIX_BYTES || config.connections_max > CONNECTIONS_MAX {
+        let message = format!(
+            "frames of {frame_bytes_max} bytes and {} connections: at most {} and {CONNECTIONS_MAX} are possible",
+            config.connections_max,
+            LEASE_BYTES_MAX - PREFIX_BYTES,
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
     let listener = shard.ring().listen(config.listen)?;
     let bound = listener.address();
     let advertised = config.advertise.clone().unwrap_or_else(|| (bound.ip().to_string(), bound.port()));
-    let broker = Broker { shard: shard.clone(), config, advertised, connections: RefCell::new(Vec::new()) };
+    let broker = Broker {
+        shard: shard.clone(),
+        config,
+        advertised,
+        refused_connections: Cell::new(0),
+        connections: RefCell::new(Vec::new()),
+    };
     Ok(Bound { broker: Rc::new(broker), listener })
 }
 
@@ -52,8 +70,9 @@ impl Bound {
     }
 }
 
-/// Accepts and answers until the shard is asked to stop; then answers what is under way and closes.
-pub async fn serve(bound: Bound) {
+/// Accepts and answers until the shard is asked to stop; then answers what is under way and closes. Returns how many
+/// connections had to be cut off before all their answers were out.
+pub async fn serve(bound: Bound) -> usize {
     let Bound { broker, listener } = bound;
     let shard = broker.shard.clone();
     while let Some(accepted) = until_stop(&shard, shard.ring().accept(&listener)).await {
@@ -70,17 +89,30 @@ pub async fn serve(bound: Bound) {
     while broker.connections.borrow().iter().any(|c| !c.is_idle()) && shard.ring().now() < patience {
         shard.ring().sleep(Duration::from_millis(1)).await;
     }
+    let mut cut_off = 0;
     for connection in broker.connections.borrow().iter() {
+        cut_off += usize::from(!connection.is_idle());
         connection.socket.shutdown();
     }
+    if cut_off > 0 {
+        tracing::warn!("{cut_off} connections are closed with requests under way");
+    }
+    let patience = shard.ring().now().plus(CLOSING_TIME_MAX);
     while !broker.connections.borrow().is_empty() && shard.ring().now() < patience {
         shard.ring().sleep(Duration::from_millis(1)).await;
     }
+    cut_off
 }
 
 fn start(broker: &Rc<Broker>, socket: Socket) {
     if broker.connections.borrow().len() >= broker.config.connections_max {
-        tracing::warn!("a connection is refused: {} are open already", broker.config.connections_max);
+        let refused = broker.refused_connections.get() + 1;
+        broker.refused_connections.set(refused);
+        // Who is refused comes back at once, again and again: the 1st, 2nd, 4th, 8th time is said.
+        if refused.is_power_of_two() {
+            let open = broker.config.connections_max;
+            tracing::warn!("a connection is refused: {open} are open already ({refused} refused so far)");
+        }
         socket.shutdown();
         return;
     }

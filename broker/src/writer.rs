@@ -56,6 +56,7 @@ impl Writer<'_> {
                 Some(entry) => entry,
                 None => {
                     self.flush().await?;
+                    self.connection.answering.set(false);
                     match self.connection.next().await {
                         Some(entry) => entry,
                         None => return Ok(()),

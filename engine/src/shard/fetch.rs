@@ -138,26 +138,21 @@ impl Partition {
 
     /// The batch boundary at or below `to`.
     pub(super) async fn boundary_at(&self, to: Offset, end: LogPoint) -> Result<LogPoint, FetchError> {
-        if to == end.offset {
-            return Ok(end);
-        }
-        loop {
-            let lookup = self.0.log.borrow().locate(to, 1, end)?;
-            match lookup {
-                Lookup::AtEnd => return Ok(end),
-                Lookup::Extent(Extent { segment, from, .. }) => {
-                    let header = self.read_span(segment, from, crate::log::BATCH_HEADER_BYTES as u64).await?;
-                    let header = crate::log::BatchHeader::parse(&header)
-                        .map_err(|e| FetchError::Io(format!("{self}: segment {segment} at {from}: {e}")))?;
-                    return Ok(LogPoint { offset: header.base_offset, segment, position: from });
-                }
-                Lookup::Walk { segment, from, to: limit } => {
-                    let walk = HeaderWalk::to_offset(to, from, limit);
-                    let batch = self.walk(segment, limit, walk).await?;
-                    let batch =
-                        batch.ok_or_else(|| FetchError::Io(format!("{self}: no batch holds offset {to}")))?;
-                    return Ok(LogPoint { offset: batch.base_offset, segment, position: batch.position });
-                }
+        let lookup = self.0.log.borrow().locate(to, 1, end)?;
+        match lookup {
+            Lookup::AtEnd => Ok(end),
+            Lookup::Extent(Extent { segment, from, .. }) => {
+                let header = self.read_span(segment, from, crate::log::BATCH_HEADER_BYTES as u64).await?;
+                let header = crate::log::BatchHeader::parse(&header)
+                    .map_err(|e| FetchError::Io(format!("{self}: segment {segment} at {from}: {e}")))?;
+                Ok(LogPoint { offset: header.base_offset, segment, position: from })
+            }
+            Lookup::Walk { segment, from, to: limit } => {
+                let walk = HeaderWalk::to_offset(to, from, limit);
+                let batch = self.walk(segment, limit, walk).await?;
+                let batch =
+                    batch.ok_or_else(|| FetchError::Io(format!("{self}: no batch holds offset {to}")))?;
+                Ok(LogPoint { offset: batch.base_offset, segment, position: batch.position })
             }
         }
     }

@@ -43,7 +43,7 @@ pub(crate) enum ListenerKind {
 }
 
 /// An exclusive claim on a directory, given up on drop (and by the death of the process).
-pub struct DirLock(pub(crate) LockKind);
+pub struct DirLock(#[allow(dead_code, reason = "held for its drop")] pub(crate) LockKind);
 
 pub(crate) enum LockKind {
     Os { _fd: std::os::fd::OwnedFd },

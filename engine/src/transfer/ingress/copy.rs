@@ -101,7 +101,7 @@ impl Stage {
         }
         let continues =
             self.blocks.back().filter(|b| b.segment == start.segment && b.end() == start.position);
-        if continues.is_none() && start.position.0 % BLOCK != 0 {
+        if continues.is_none() && !start.position.0.is_multiple_of(BLOCK) {
             return Need::Block(Position(start.position.0 / BLOCK * BLOCK));
         }
         let room = continues.map_or(0, |b| b.rest.len()) + self.spare.iter().map(|s| s.len()).sum::<usize>();

@@ -1,0 +1,595 @@
+//! The ring's driver in the simulated world: takes requests, and carries out those about files.
+//!
+//! An operation has two moments after its submission: its effect, when it touches memory and the disk, and its
+//! completion. Memory is reached by raw pointers, as the kernel does it: the operation's slot keeps it.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::disk::{DiskEvent, NameChange, Node};
+use super::world::{Address, Due, Outcome, State, World};
+use crate::sys::BLOCK_BYTES;
+use crate::sys::arena::{Arena, Chunk, Lease};
+use crate::sys::clock::Moment;
+use crate::sys::gather::Gather;
+use crate::sys::op::{
+    Completion, DirEntry, DirLock, File, FileKind, Job, Listener, LockKind, OpenOptions, Reply, Request,
+    Socket, Token,
+};
+use crate::sys::ring::RingCounters;
+use crate::types::Timestamp;
+
+/// What one visit without waiting takes of the thread's time.
+const VISIT_NANOS: u64 = 300;
+
+/// An open file of the simulated world.
+pub(crate) struct SimFile {
+    inode: u64,
+    path: PathBuf,
+    options: OpenOptions,
+}
+
+impl SimFile {
+    pub(crate) fn is_direct(&self) -> bool {
+        self.options.direct
+    }
+}
+
+/// An exclusive claim in the simulated world.
+pub(crate) struct SimLock {
+    locks: Rc<RefCell<BTreeSet<PathBuf>>>,
+    path: PathBuf,
+}
+
+impl Drop for SimLock {
+    fn drop(&mut self) {
+        self.locks.borrow_mut().remove(&self.path);
+    }
+}
+
+/// Memory that an operation may use until it completes.
+pub(super) struct Memory(Vec<(*mut u8, usize)>);
+
+impl Memory {
+    pub fn of(bytes: &[u8]) -> Memory {
+        Memory(vec![(bytes.as_ptr().cast_mut(), bytes.len())])
+    }
+
+    pub fn of_mut(bytes: &mut [u8]) -> Memory {
+        Memory(vec![(bytes.as_mut_ptr(), bytes.len())])
+    }
+
+    pub fn of_gather(gather: &Gather) -> Memory {
+        Memory(gather.leases().iter().map(|lease| (lease.as_ptr().cast_mut(), lease.len())).collect())
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn is_aligned(&self) -> bool {
+        self.0.iter().all(|(start, bytes)| {
+            (*start as usize).is_multiple_of(BLOCK_BYTES) && bytes.is_multiple_of(BLOCK_BYTES)
+        })
+    }
+
+    /// The bytes as they are now.
+    pub fn take(&self) -> Vec<u8> {
+        self.part(0, self.len())
+    }
+
+    /// A part of the bytes as they are now.
+    pub fn part(&self, mut skip: usize, bytes: usize) -> Vec<u8> {
+        let mut part = Vec::with_capacity(bytes);
+        for &(start, length) in &self.0 {
+            let skipped = skip.min(length);
+            skip -= skipped;
+            let now = (length - skipped).min(bytes - part.len());
+            // SAFETY: the operation's slot holds the lease until the completion, or the ring leaks it; with the mutant
+            // that reuses memory the arena still has it mapped, and all of this happens on one thread. The range
+            // lies within the lease.
+            part.extend_from_slice(unsafe { std::slice::from_raw_parts(start.add(skipped), now) });
+        }
+        part
+    }
+
+    /// Fills one piece of memory that was made by [`Memory::of_mut`], from `at` on.
+    pub fn fill(&self, at: usize, bytes: &[u8]) {
+        let (start, length) = self.0[0];
+        assert!(at + bytes.len() <= length, "{} bytes at {at} of {length}", bytes.len());
+        // SAFETY: the operation's slot holds the `LeaseMut` until the completion, or the ring leaks it, and nobody
+        // reads or writes it meanwhile; the range lies within it.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.add(at), bytes.len()) };
+    }
+}
+
+/// What an operation on files will do.
+pub(super) enum Effect {
+    Read { file: File, at: u64, into: Memory },
+    Write { file: File, at: u64, from: Memory },
+    Sync { file: File, before: usize },
+    Help { job: Job, file: Option<File> },
+}
+
+/// One ring's driver.
+pub(crate) struct SimDriver {
+    pub(super) world: World,
+    pub(super) ring: usize,
+}
+
+impl SimDriver {
+    pub(super) fn new(world: World, ring: usize) -> SimDriver {
+        SimDriver { world, ring }
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        Moment(self.world.0.borrow().now)
+    }
+
+    pub(crate) fn wall_clock(&self) -> Timestamp {
+        Timestamp(1_700_000_000_000 + (self.world.0.borrow().now / 1_000_000) as i64)
+    }
+
+    pub(crate) fn random_u64(&mut self) -> u64 {
+        self.world.0.borrow_mut().random.u64(..)
+    }
+
+    pub(crate) fn counters(&self) -> RingCounters {
+        self.world.0.borrow().rings[self.ring].counters
+    }
+
+    pub(crate) fn listen(&mut self, address: SocketAddr) -> io::Result<Listener> {
+        super::network::listen(&self.world, self.ring, address)
+    }
+
+    pub(crate) fn stream_socket(&mut self, address: SocketAddr) -> io::Result<Socket> {
+        Ok(super::network::stream_socket(&self.world, self.ring, address))
+    }
+
+    pub(crate) fn sendfile(
+        &mut self,
+        socket: &Socket,
+        file: &File,
+        at: u64,
+        bytes: u64,
+    ) -> io::Result<usize> {
+        let mut state = self.world.0.borrow_mut();
+        state.rings[self.ring].counters.system_calls += 1;
+        let file = sim_file(file);
+        let room = state.room_to_send(socket)?;
+        if state.faults.fails_read(&file.path) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let mut taken = vec![0; bytes.min(room as u64) as usize];
+        let read = state.disk.state.inodes[&file.inode].current.read(at, &mut taken);
+        taken.truncate(read);
+        state.send_now(socket, &taken);
+        Ok(read)
+    }
+
+    pub(crate) fn is_resident(&mut self, _file: &File, _at: u64, _bytes: u64) -> bool {
+        self.world.0.borrow_mut().random.u8(..4) > 0
+    }
+
+    pub(crate) fn submit(&mut self, token: Token, request: &mut Request) {
+        let mut state = self.world.0.borrow_mut();
+        let state = &mut *state;
+        let address = (self.ring, token);
+        let counters = &mut state.rings[self.ring].counters;
+        counters.submissions += 1;
+        let effect = match request {
+            Request::Read { file, at, into } => {
+                Effect::Read { file: file.clone(), at: *at, into: Memory::of_mut(into) }
+            }
+            Request::Write { file, at, from } => {
+                counters.writes += 1;
+                counters.write_bytes += from.len() as u64;
+                let memory = Memory::of(from);
+                if state.faults.reuse_memory_in_flight {
+                    *from = copy_of(&state.spare, from);
+                }
+                Effect::Write { file: file.clone(), at: *at, from: memory }
+            }
+            Request::WriteGather { file, at, from } => {
+                counters.writes += 1;
+                counters.write_bytes += from.bytes() as u64;
+                let memory = Memory::of_gather(from);
+                if state.faults.reuse_memory_in_flight {
+                    let copies: Vec<Lease> =
+                        from.leases().iter().map(|lease| copy_of(&state.spare, lease)).collect();
+                    from.clear();
+                    for copy in copies {
+                        assert!(from.push(copy).is_ok(), "a gather holds as many leases as before");
+                    }
+                }
+                Effect::Write { file: file.clone(), at: *at, from: memory }
+            }
+            Request::Sync { file } => {
+                counters.syncs += 1;
+                Effect::Sync { file: file.clone(), before: state.disk.events() }
+            }
+            Request::Help { job, file } => {
+                Effect::Help { job: job.take().expect("a job is submitted once"), file: file.clone() }
+            }
+            network => return state.submit_network(address, network),
+        };
+        state.rings[self.ring].under_way.insert(token.to_bits(), effect);
+        let latency = state.latency();
+        state.after(latency, Due::Effect(address));
+    }
+
+    /// Operations on files go on; those that wait for a peer end at once.
+    pub(crate) fn cancel(&mut self, token: Token) {
+        self.world.0.borrow_mut().cancel_network((self.ring, token));
+    }
+
+    pub(crate) fn enter(&mut self, wait: bool, deadline: Option<Moment>) {
+        let mut state = self.world.0.borrow_mut();
+        state.rings[self.ring].counters.enters += 1;
+        state.rings[self.ring].counters.system_calls += 1;
+        state.now += VISIT_NANOS;
+        state.happen();
+        while wait
+            && state.rings[self.ring].done.is_empty()
+            && deadline.is_none_or(|deadline| deadline.0 > state.now)
+        {
+            state.advance(deadline);
+        }
+    }
+
+    pub(crate) fn next_completion(&mut self) -> Option<Completion> {
+        self.world.0.borrow_mut().rings[self.ring].done.pop_front()
+    }
+}
+
+impl Drop for SimDriver {
+    fn drop(&mut self) {
+        let mut state = self.world.0.borrow_mut();
+        let ring = &mut state.rings[self.ring];
+        ring.gone = true;
+        let dropped = (std::mem::take(&mut ring.done), std::mem::take(&mut ring.under_way));
+        state.forget_ring(self.ring);
+        drop(state);
+        drop(dropped); // Handles find the world unborrowed.
+    }
+}
+
+/// Another lease with the same bytes, from memory that nobody else uses.
+fn copy_of(spare: &Arena, lease: &Lease) -> Lease {
+    let mut copy = spare.try_lease(lease.len()).unwrap_or_else(|| {
+        spare.adopt(Chunk::map(lease.len()).expect("memory for a copy"), lease.len(), None);
+        spare.try_lease(lease.len()).expect("a chunk was just added")
+    });
+    copy[..lease.len()].copy_from_slice(lease);
+    drop(copy.split_off(lease.len()));
+    copy.freeze()
+}
+
+fn sim_file(file: &File) -> &SimFile {
+    match &*file.0 {
+        FileKind::Sim(file) => file,
+        FileKind::Os(_) => unreachable!("a file of the kernel's in the simulated world"),
+    }
+}
+
+impl State {
+    pub(super) fn effect(&mut self, address: Address, effect: Effect) {
+        let outcome = match effect {
+            Effect::Read { file, at, into } => self.read(sim_file(&file), at, &into),
+            Effect::Write { file, at, from } => self.write(sim_file(&file), at, &from),
+            Effect::Sync { file, before } => self.sync(sim_file(&file), before),
+            Effect::Help { job, file } => match self.help(job, file.as_ref()) {
+                Ok(outcome) => outcome,
+                Err(error) => Outcome::of(Err(error)),
+            },
+        };
+        self.complete_later(address, outcome);
+    }
+
+    fn read(&mut self, file: &SimFile, at: u64, into: &Memory) -> Outcome {
+        if file.options.direct && !(at.is_multiple_of(BLOCK_BYTES as u64) && into.is_aligned()) {
+            return Outcome::failed(libc::EINVAL);
+        }
+        if self.faults.fails_read(&file.path) {
+            return Outcome::failed(libc::EIO);
+        }
+        let mut bytes = vec![0; into.len()];
+        let read = self.disk.state.inodes[&file.inode].current.read(at, &mut bytes);
+        into.fill(0, &bytes[..read]);
+        Outcome::of(Ok(read as u32))
+    }
+
+    fn write(&mut self, file: &SimFile, at: u64, from: &Memory) -> Outcome {
+        if !file.options.write {
+            return Outcome::failed(libc::EBADF);
+        }
+        if file.options.direct && !(at.is_multiple_of(BLOCK_BYTES as u64) && from.is_aligned()) {
+            return Outcome::failed(libc::EINVAL);
+        }
+        if self.faults.fails_write(&file.path) {
+            return Outcome::failed(libc::EIO);
+        }
+        let mut data = from.take();
+        let unit = if file.options.direct { BLOCK_BYTES } else { 1 };
+        if self.faults.short_writes > 0.0 && data.len() > unit && self.random.f64() < self.faults.short_writes
+        {
+            let units = self.random.usize(1..data.len().div_ceil(unit));
+            data.truncate(units * unit);
+        }
+        let bytes = data.len() as u32;
+        if bytes == 0 {
+            return Outcome::of(Ok(0));
+        }
+        let (inode, id) = (file.inode, self.disk.new_write());
+        self.disk.record(DiskEvent::Wrote { inode, id, at, data: Arc::from(data) });
+        let records = vec![DiskEvent::WriteCompleted { inode, id }];
+        Outcome { result: Ok(bytes), reply: Reply::None, records }
+    }
+
+    fn sync(&mut self, file: &SimFile, before: usize) -> Outcome {
+        let inode = file.inode;
+        if self.faults.fails_sync(&file.path) {
+            self.disk.record(DiskEvent::SyncFailed { inode, before });
+            return Outcome::failed(libc::EIO);
+        }
+        let ignored = self.faults.ignore_syncs;
+        let records = if ignored { Vec::new() } else { vec![DiskEvent::Synced { inode, before }] };
+        Outcome { result: Ok(0), reply: Reply::None, records }
+    }
+
+    fn help(&mut self, job: Job, file: Option<&File>) -> io::Result<Outcome> {
+        let file = || file.map(sim_file).ok_or_else(|| io::Error::other("this job is about a file"));
+        let mut records = Vec::new();
+        let reply = match job {
+            Job::Open { path, options } => self.open(&path, options).map_err(about("open", &path))?,
+            Job::List { path } => Reply::Entries(self.list(&path).map_err(about("list", &path))?),
+            Job::MakeDir { path } => {
+                self.make_dirs(&tidy(&path)).map_err(about("make", &path))?;
+                records.push(sync_parent(&path));
+                Reply::None
+            }
+            Job::SyncDir { path } => {
+                let dir = tidy(&path);
+                self.node(&dir).ok_or_else(not_found).map_err(about("sync", &path))?;
+                records.push(DiskEvent::SyncNames { dir });
+                Reply::None
+            }
+            Job::Rename { from, to } => {
+                self.rename(&tidy(&from), &tidy(&to)).map_err(about("rename", &from))?;
+                records.push(sync_parent(&to));
+                if from.parent() != to.parent() {
+                    records.push(sync_parent(&from));
+                }
+                Reply::None
+            }
+            Job::Remove { path } => {
+                self.remove(&tidy(&path), false).map_err(about("remove", &path))?;
+                records.push(sync_parent(&path));
+                Reply::None
+            }
+            Job::RemoveDir { path } => {
+                self.remove(&tidy(&path), true).map_err(about("remove", &path))?;
+                records.push(sync_parent(&path));
+                Reply::None
+            }
+            Job::ReadFile { path, bytes_max } => {
+                Reply::Bytes(self.read_file(&path, bytes_max).map_err(about("read", &path))?)
+            }
+            Job::Replace { path, bytes } => {
+                records.push(self.replace(&path, bytes).map_err(about("replace", &path))?);
+                Reply::None
+            }
+            Job::Prepare { to, .. } => {
+                let file = file()?;
+                if !file.options.write {
+                    return Err(io::Error::from_raw_os_error(libc::EBADF));
+                }
+                records.push(DiskEvent::Prepared { inode: file.inode, to });
+                Reply::None
+            }
+            Job::Trim { to } => {
+                let file = file()?;
+                if !file.options.write {
+                    return Err(io::Error::from_raw_os_error(libc::EINVAL));
+                }
+                records.push(DiskEvent::Trimmed { inode: file.inode, to });
+                Reply::None
+            }
+            Job::Size => Reply::Size(self.disk.state.inodes[&file()?.inode].current.size),
+            Job::WarmCache { .. } => {
+                if self.faults.fails_read(&file()?.path) {
+                    return Err(io::Error::from_raw_os_error(libc::EIO));
+                }
+                Reply::None
+            }
+            Job::Lock { path } => self.lock(&path)?,
+            Job::MapChunk { bytes } => Reply::Chunk(Chunk::map(bytes)?),
+            Job::Close(fd) => {
+                drop(fd);
+                Reply::None
+            }
+        };
+        Ok(Outcome { result: Ok(0), reply, records })
+    }
+
+    /// The root and the working directory are always there.
+    fn node(&self, path: &Path) -> Option<Node> {
+        if path == Path::new("/") || path == Path::new("") {
+            return Some(Node::Dir);
+        }
+        self.disk.state.names.get(path).copied()
+    }
+
+    fn parent_is_dir(&self, path: &Path) -> io::Result<()> {
+        match self.node(path.parent().unwrap_or(Path::new("/"))) {
+            Some(Node::Dir) => Ok(()),
+            Some(Node::File(_)) => Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
+            None => Err(not_found()),
+        }
+    }
+
+    fn open(&mut self, path: &Path, options: OpenOptions) -> io::Result<Reply> {
+        let path = tidy(path);
+        if options.create && !options.write {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let inode = match self.node(&path) {
+            Some(Node::File(inode)) => inode,
+            Some(Node::Dir) => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
+            None if options.create => self.create(&path)?,
+            None => return Err(not_found()),
+        };
+        Ok(Reply::File(File(Rc::new(FileKind::Sim(SimFile { inode, path, options })))))
+    }
+
+    fn create(&mut self, path: &Path) -> io::Result<u64> {
+        self.parent_is_dir(path)?;
+        let inode = self.disk.new_inode();
+        self.disk.record(DiskEvent::Names(NameChange::Link { path: path.to_owned(), inode }));
+        Ok(inode)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        let path = tidy(path);
+        match self.node(&path) {
+            Some(Node::Dir) => {}
+            Some(Node::File(_)) => return Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
+            None => return Err(not_found()),
+        }
+        let state = &self.disk.state;
+        let within = state.names.iter().filter(|(name, _)| name.parent() == Some(&path));
+        let entry = |(name, node): (&PathBuf, &Node)| {
+            let name = name.file_name()?.to_owned();
+            Some(match node {
+                Node::Dir => DirEntry { name, is_dir: true, bytes: 0 },
+                Node::File(inode) => {
+                    DirEntry { name, is_dir: false, bytes: state.inodes[inode].current.size }
+                }
+            })
+        };
+        Ok(within.filter_map(entry).collect())
+    }
+
+    fn make_dirs(&mut self, path: &Path) -> io::Result<()> {
+        match self.node(path) {
+            Some(Node::Dir) => return Ok(()),
+            Some(Node::File(_)) => return Err(io::Error::from_raw_os_error(libc::EEXIST)),
+            None => {}
+        }
+        if let Some(parent) = path.parent() {
+            match self.make_dirs(parent) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
+                }
+                made => made?,
+            }
+        }
+        self.disk.record(DiskEvent::Names(NameChange::MakeDir { path: path.to_owned() }));
+        Ok(())
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let node = self.node(from).ok_or_else(not_found)?;
+        self.parent_is_dir(to)?;
+        let refused = match (node, self.node(to)) {
+            (Node::File(_), Some(Node::Dir)) => libc::EISDIR,
+            (Node::Dir, Some(Node::File(_))) => libc::ENOTDIR,
+            (Node::Dir, _) if to != from && to.starts_with(from) => libc::EINVAL,
+            (Node::Dir, Some(Node::Dir)) if to != from && !self.list(to)?.is_empty() => libc::ENOTEMPTY,
+            _ => 0,
+        };
+        if refused != 0 {
+            return Err(io::Error::from_raw_os_error(refused));
+        }
+        if from != to {
+            let change = NameChange::Rename { from: from.to_owned(), to: to.to_owned() };
+            self.disk.record(DiskEvent::Names(change));
+        }
+        Ok(())
+    }
+
+    /// Not being there is success, as long as the directory above is.
+    fn remove(&mut self, path: &Path, dir: bool) -> io::Result<()> {
+        let change = match (self.node(path), dir) {
+            (None, _) => return self.parent_is_dir(path),
+            (Some(Node::File(_)), false) => NameChange::Remove { path: path.to_owned() },
+            (Some(Node::Dir), true) => NameChange::RemoveDir { path: path.to_owned() },
+            (Some(Node::Dir), false) => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
+            (Some(Node::File(_)), true) => return Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
+        };
+        self.disk.record(DiskEvent::Names(change));
+        Ok(())
+    }
+
+    fn read_file(&mut self, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+        let path = tidy(path);
+        let content = match self.node(&path) {
+            Some(Node::File(inode)) => &self.disk.state.inodes[&inode].current,
+            Some(Node::Dir) => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
+            None => return Err(not_found()),
+        };
+        if content.size > bytes_max {
+            let message = format!("it holds {} bytes where at most {bytes_max} make sense", content.size);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        if self.faults.fails_read(&path) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        Ok(content.read_all())
+    }
+
+    fn replace(&mut self, path: &Path, bytes: Vec<u8>) -> io::Result<DiskEvent> {
+        let path = tidy(path);
+        self.parent_is_dir(&path)?;
+        if self.node(&path) == Some(Node::Dir) {
+            return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        }
+        if self.faults.fails_write(&path) || self.faults.fails_sync(&path) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let inode = self.disk.new_inode();
+        Ok(DiskEvent::Replaced { path, inode, data: Arc::from(bytes) })
+    }
+
+    fn lock(&mut self, path: &Path) -> io::Result<Reply> {
+        let path = tidy(path);
+        match self.node(&path) {
+            Some(Node::File(_)) => {}
+            Some(Node::Dir) => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
+            None => drop(self.create(&path)?),
+        }
+        if !self.locks.borrow_mut().insert(path.clone()) {
+            let message = format!(
+                "{} is locked by this process; one process at a time may use this directory",
+                path.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
+        }
+        let lock = SimLock { locks: self.locks.clone(), path };
+        Ok(Reply::Lock(DirLock(LockKind::Sim { _lock: lock })))
+    }
+}
+
+/// Adds what was tried and on which path; keeps the kind that callers act on.
+fn about<'a>(verb: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> io::Error + 'a {
+    move |error| io::Error::new(error.kind(), format!("cannot {verb} {}: {error}", path.display()))
+}
+
+fn not_found() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOENT)
+}
+
+/// One spelling for each path.
+fn tidy(path: &Path) -> PathBuf {
+    path.components().filter(|part| *part != std::path::Component::CurDir).collect()
+}
+
+fn sync_parent(path: &Path) -> DiskEvent {
+    let dir = tidy(path).parent().unwrap_or(Path::new("/")).to_owned();
+    DiskEvent::SyncNames { dir }
+}
