@@ -114,9 +114,6 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     if common.config.mutant == Mutant::EarlyWatermark {
         finish(partition, unit.end);
     }
-    if let Some(entry) = partition.0.files.borrow_mut().get_mut(unit.segment) {
-        entry.dirty = true;
-    }
     let writes = std::mem::take(&mut unit.writes);
     let writes = writes.map(|write| write.map(|(at, data)| write_all(partition, &file, at, data)));
     let mut failure = None;
@@ -128,6 +125,10 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
         }
     }
     common.stages.note(Stage::Write, common.ring.now().nanos_since(submitted));
+    // Marked when it is complete, not before: a flush that was submitted in between does not cover it.
+    if let Some(entry) = partition.0.files.borrow_mut().get_mut(unit.segment) {
+        entry.dirty = true;
+    }
     if let Some(why) = failure {
         return Err(why);
     }

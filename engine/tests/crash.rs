@@ -1,0 +1,345 @@
+//! Crashes in the simulated world: runs under load are recorded, then cut anywhere, and what is left is opened.
+//!
+//! Power loss keeps what was synced and a seeded subset of the rest; the death of the process keeps what the kernel had
+//! completed. After either, what was acknowledged as that safe must be there, and everything that is there must be
+//! a prefix of what was accepted, byte for byte. Builds with a mistake made on purpose must be caught.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced, check_stored};
+use ringlog::shard::{Ack, Mutant, Partition, Shard, ShardConfig, TopicConfig};
+use ringlog::sys::Ring;
+use ringlog::sys::sim::{CutKind, DiskImage, Recording, World};
+use ringlog::transfer::{Egress, Ingress, Piece};
+use ringlog::types::{Offset, ShardId, Timestamp};
+
+const ARENA: u64 = 64 << 20;
+const PARTITIONS: usize = 3;
+const APPENDERS: u64 = 4;
+const APPENDS: usize = 24;
+const TOPIC: &str = "crash";
+
+/// A batch that was accepted: which one, and when which promise was made for it.
+#[derive(Clone, Debug)]
+struct Accepted {
+    partition: usize,
+    base_offset: i64,
+    epoch: i32,
+    value: Vec<u8>,
+    acked: Option<(usize, Ack)>,
+}
+
+struct Run {
+    recording: Recording,
+    accepted: Vec<Accepted>,
+    ingress: Ingress,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Mistake {
+    None,
+    Engine(Mutant),
+    ReuseMemory,
+}
+
+fn shard_config(ingress: Ingress, mutant: Mutant) -> ShardConfig {
+    let mut config = ShardConfig::new("/data");
+    config.ingress = ingress;
+    config.arena_bytes_max = ARENA;
+    config.tail_cache_bytes_max = 256 << 10;
+    config.mutant = mutant;
+    config
+}
+
+fn batch(value: &[u8]) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(Timestamp(1));
+    builder.push(Timestamp(1), None, Some(value), &[]);
+    builder.finish().to_vec()
+}
+
+/// A recorded run: appenders with their own mix of sizes and promises, small segments so that it rolls often.
+fn record(seed: u64, mistake: Mistake) -> Run {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let ingress = if random.bool() { Ingress::Copy } else { Ingress::Buffered };
+    let topic_ack = if random.bool() { Ack::Durable } else { Ack::Written };
+    let mutant = if let Mistake::Engine(mutant) = mistake { mutant } else { Mutant::None };
+    let world = World::new(seed);
+    world.faults().reuse_memory_in_flight(mistake == Mistake::ReuseMemory);
+    world.faults().short_writes(if mistake == Mistake::None { 0.05 } else { 0.0 });
+    let ring = world.ring(ARENA);
+    let accepted: Rc<RefCell<Vec<Accepted>>> = Rc::default();
+    let (main, list, clock) = (ring.clone(), accepted.clone(), world.clone());
+    world.run(&[&ring], async move {
+        let shard = Shard::open(&main, ShardId(0), shard_config(ingress, mutant)).await.unwrap();
+        let log = LogConfig { segment_bytes_max: 32 << 10, ..LogConfig::default() };
+        let config = TopicConfig { ack: topic_ack, log };
+        let topic = shard.create_topic(TOPIC, PARTITIONS as i32, config).await.unwrap();
+        let left = Rc::new(RefCell::new(APPENDERS));
+        for appender in 0..APPENDERS {
+            let (topic, list, clock, left) = (topic.clone(), list.clone(), clock.clone(), left.clone());
+            let (ring, spawner) = (main.clone(), main.clone());
+            let mut random = fastrand::Rng::with_seed(seed ^ (appender + 1) << 32);
+            main.spawn(async move {
+                for _ in 0..APPENDS {
+                    let number = random.usize(..PARTITIONS);
+                    let bytes =
+                        if random.u8(..) < 40 { random.usize(3000..9000) } else { random.usize(10..900) };
+                    let value: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(bytes).collect();
+                    let ack = if random.bool() { Ack::Durable } else { Ack::Written };
+                    let bytes = batch(&value);
+                    let header = check_produced(&bytes).unwrap();
+                    let mut lease = ring.lease(bytes.len()).await.unwrap();
+                    drop(lease.split_off(bytes.len()));
+                    lease.copy_from_slice(&bytes);
+                    let partition: &Partition = &topic.partitions[number];
+                    let ticket = partition.append(lease, header, Some(ack), ring.now()).await.unwrap();
+                    let place = list.borrow().len();
+                    list.borrow_mut().push(Accepted {
+                        partition: number,
+                        base_offset: ticket.base_offset.0,
+                        epoch: ticket.epoch.0,
+                        value,
+                        acked: None,
+                    });
+                    let (list, clock) = (list.clone(), clock.clone());
+                    let wait = async move {
+                        let acked = ticket.reached().await.unwrap();
+                        list.borrow_mut()[place].acked = Some((clock.disk_events(), acked.reached));
+                    };
+                    // Some wait for their answer, some send on.
+                    if random.bool() {
+                        wait.await;
+                    } else {
+                        spawner.spawn(wait);
+                    }
+                }
+                *left.borrow_mut() -= 1;
+            });
+        }
+        while *left.borrow() > 0 || list.borrow().iter().any(|a| a.acked.is_none()) {
+            main.sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let recording = world.recording();
+    let accepted = accepted.borrow().clone();
+    ring.shut_down();
+    Run { recording, accepted, ingress }
+}
+
+/// Opens what a cut left and reads everything. Gives the image's successor world's recording, for a second cut.
+fn reopen(image: DiskImage, seed: u64, ingress: Ingress) -> (Recording, Vec<(i32, Vec<u8>)>) {
+    let world = World::boot(seed, image);
+    let ring = world.ring(ARENA);
+    let main = ring.clone();
+    let found = world.run(&[&ring], async move {
+        let shard = Shard::open(&main, ShardId(0), shard_config(ingress, Mutant::None)).await.unwrap();
+        let mut found = Vec::new();
+        if let Some(topic) = shard.topic(TOPIC) {
+            for partition in &topic.partitions {
+                found.push((partition.epoch().0, read_all(&main, partition).await));
+            }
+        }
+        found
+    });
+    let recording = world.recording();
+    ring.shut_down();
+    (recording, found)
+}
+
+async fn read_all(ring: &Ring, partition: &Partition) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut next = partition.marks().log_start;
+    loop {
+        let mut pieces = Vec::new();
+        let fetched = partition.fetch(next, 1 << 20, Egress::Tail, &mut pieces).await.unwrap();
+        if fetched.bytes == 0 {
+            return all;
+        }
+        let from = all.len();
+        for piece in pieces {
+            match piece {
+                Piece::Memory(lease) => all.extend_from_slice(&lease),
+                Piece::File { file, at, bytes } => {
+                    let mut at = at.0;
+                    let end = at + bytes;
+                    while at < end {
+                        let mut into = ring.lease((end - at).min(64 << 10) as usize).await.unwrap();
+                        drop(into.split_off((end - at).min(64 << 10) as usize));
+                        let (read, into) = ring.read(&file.file, at, into).await;
+                        let n = read.unwrap();
+                        assert!(n > 0, "{} ends at {at}", file.path.display());
+                        all.extend_from_slice(&into[..n]);
+                        at += n as u64;
+                    }
+                }
+            }
+        }
+        let mut rest = &all[from..];
+        while !rest.is_empty() {
+            let header = BatchHeader::parse(rest).unwrap();
+            next = header.next_offset();
+            rest = &rest[header.bytes as usize..];
+        }
+    }
+}
+
+/// What is wrong with what was found, if anything is.
+fn judge(run: &Run, found: &[(i32, Vec<u8>)], cut: usize, kind: CutKind) -> Result<(), String> {
+    let needed = match kind {
+        CutKind::PowerLoss => Ack::Durable,
+        CutKind::ProcessDeath => Ack::Written,
+    };
+    let mut accepted: BTreeMap<(usize, i64), &Accepted> = BTreeMap::new();
+    for one in &run.accepted {
+        if accepted.insert((one.partition, one.base_offset), one).is_some() {
+            return Err(format!(
+                "offset {} of partition {} was assigned twice",
+                one.base_offset, one.partition
+            ));
+        }
+    }
+    let mut ends = [0i64; PARTITIONS];
+    for (number, (epoch, bytes)) in found.iter().enumerate() {
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let whole = BatchHeader::parse(rest).map_err(|e| e.to_string())?.bytes as usize;
+            let (one, behind) = rest.split_at(whole);
+            rest = behind;
+            let header = check_stored(one).map_err(|e| format!("partition {number}: {e}"))?;
+            if header.base_offset.0 != ends[number] {
+                return Err(format!(
+                    "partition {number}: offset {} after {}",
+                    header.base_offset, ends[number]
+                ));
+            }
+            let Some(expected) = accepted.get(&(number, header.base_offset.0)) else {
+                return Err(format!("partition {number}: offset {} was never accepted", header.base_offset));
+            };
+            let record = Records::new(one).unwrap().next().unwrap().map_err(|e| e.to_string())?;
+            if record.value != Some(&expected.value[..]) || header.leader_epoch.0 != expected.epoch {
+                return Err(format!("partition {number}: offset {} holds other bytes", header.base_offset));
+            }
+            if *epoch <= expected.epoch {
+                return Err(format!("partition {number}: epoch {epoch} did not go up"));
+            }
+            ends[number] = header.next_offset().0;
+        }
+    }
+    for one in &run.accepted {
+        let promised = one.acked.is_some_and(|(event, reached)| event <= cut && reached >= needed);
+        if promised && one.base_offset >= ends[one.partition] {
+            let Accepted { partition, base_offset, acked, .. } = one;
+            let end = ends[*partition];
+            return Err(format!(
+                "partition {partition}: offset {base_offset}, promised {acked:?}, is lost: the log ends at {end}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Cuts a run `cuts` times, one in ten a second time during recovery. The first violation, or how many were made.
+fn cut_run(seed: u64, mistake: Mistake, cuts: usize) -> Result<usize, String> {
+    let run = record(seed, mistake);
+    let mut random = fastrand::Rng::with_seed(seed ^ 0xc07);
+    let events = run.recording.events();
+    let mut points: Vec<usize> = (0..cuts).map(|_| random.usize(..=events)).collect();
+    points.sort_unstable();
+    let mut cursor = run.recording.cursor();
+    for point in points {
+        let kind = if random.bool() { CutKind::PowerLoss } else { CutKind::ProcessDeath };
+        let image_seed = random.u64(..);
+        let image = cursor.image_at(point, kind, image_seed);
+        let (again, found) = reopen(image, random.u64(..), run.ingress);
+        let say = |why: String| {
+            format!("seed {seed}, {mistake:?}, {kind:?} at {point} of {events}, image {image_seed}: {why}")
+        };
+        judge(&run, &found, point, kind).map_err(say)?;
+        if random.u8(..) < 26 {
+            let second = random.usize(..=again.events());
+            let image = again.cursor().image_at(second, kind, random.u64(..));
+            let (_, found) = reopen(image, random.u64(..), run.ingress);
+            judge(&run, &found, point, kind).map_err(|why| say(format!("cut again at {second}: {why}")))?;
+        }
+    }
+    Ok(cuts)
+}
+
+/// How many cuts over how many recorded runs; `RINGLOG_CUTS` asks for more than the gate makes.
+fn cuts_wanted() -> usize {
+    std::env::var("RINGLOG_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000)
+}
+
+fn first_seed() -> u64 {
+    let seed = std::env::var("RINGLOG_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..1 << 40));
+    println!("RINGLOG_SEED={seed}");
+    seed
+}
+
+#[test]
+fn no_promise_is_broken_wherever_the_run_is_cut() {
+    let (seed, wanted) = (first_seed(), cuts_wanted());
+    const CUTS_A_RUN: usize = 250;
+    let runs = wanted.div_ceil(CUTS_A_RUN) as u64;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let made: usize = std::thread::scope(|scope| {
+        let work = |thread: u64| {
+            let mine = (0..runs).filter(move |run| run % threads == thread);
+            mine.map(|run| {
+                cut_run(seed + run, Mistake::None, CUTS_A_RUN).unwrap_or_else(|why| panic!("{why}"))
+            })
+            .sum::<usize>()
+        };
+        let handles: Vec<_> = (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
+        handles.into_iter().map(|handle| handle.join().unwrap()).sum()
+    });
+    assert!(made >= wanted, "{made} cuts of {wanted}");
+}
+
+fn caught(mistake: Mistake) {
+    const CUTS_A_RUN: usize = 50;
+    let seed = first_seed();
+    let violation = (0..40).find_map(|run| cut_run(seed + run, mistake, CUTS_A_RUN).err());
+    assert!(violation.is_some(), "{mistake:?} was not caught in {} cuts from seed {seed}", 40 * CUTS_A_RUN);
+}
+
+#[test]
+fn a_build_that_skips_the_flush_is_caught() {
+    caught(Mistake::Engine(Mutant::SkipFlush));
+}
+
+#[test]
+fn a_build_that_calls_written_what_is_only_submitted_is_caught() {
+    caught(Mistake::Engine(Mutant::EarlyWatermark));
+}
+
+#[test]
+fn a_build_that_reuses_memory_in_flight_is_caught() {
+    caught(Mistake::ReuseMemory);
+}
+
+#[test]
+fn a_log_start_that_moved_stays_moved() {
+    let run = record(1, Mistake::None);
+    let events = run.recording.events();
+    let image = run.recording.cursor().image_at(events, CutKind::ProcessDeath, 1);
+    let world = World::boot(2, image);
+    let ring = world.ring(ARENA);
+    let main = ring.clone();
+    let ingress = run.ingress;
+    world.run(&[&ring], async move {
+        let shard = Shard::open(&main, ShardId(0), shard_config(ingress, Mutant::None)).await.unwrap();
+        let partition = shard.topic(TOPIC).unwrap().partitions[0].clone();
+        let end = partition.marks().high_watermark.offset;
+        partition.advance_log_start(Offset(end.0 / 2)).await.unwrap();
+        shard.close().await.unwrap();
+        drop((partition, shard));
+        let shard = Shard::open(&main, ShardId(0), shard_config(ingress, Mutant::None)).await.unwrap();
+        let marks = shard.topic(TOPIC).unwrap().partitions[0].marks();
+        assert_eq!((marks.log_start, marks.log_end.offset), (Offset(end.0 / 2), end));
+    });
+}
