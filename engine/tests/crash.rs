@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced, check_stored};
 use ringlog::shard::{Ack, Mutant, Partition, Shard, ShardConfig, TopicConfig};
-use ringlog::sys::Ring;
 use ringlog::sys::sim::{CutKind, DiskImage, Recording, World};
+use ringlog::sys::{LeaseMut, Ring};
 use ringlog::transfer::{Egress, Ingress, Piece};
 use ringlog::types::{Offset, ShardId, Timestamp};
 
 const ARENA: u64 = 64 << 20;
+const SCARCE: u64 = 4 << 20;
 const PARTITIONS: usize = 3;
 const APPENDERS: u64 = 4;
 const APPENDS: usize = 24;
@@ -60,20 +61,35 @@ fn batch(value: &[u8]) -> Vec<u8> {
     builder.finish().to_vec()
 }
 
+/// Leaves three free blocks of each of the two classes that a scarce arena has.
+async fn hold_most_memory(ring: &Ring) -> Vec<LeaseMut> {
+    let mut held = Vec::new();
+    for bytes in [4 << 10, 16 << 10] {
+        held.push(ring.lease(bytes).await.unwrap());
+        while ring.arena().free_blocks(bytes) > 3 {
+            held.push(ring.try_lease(bytes).unwrap());
+        }
+    }
+    held
+}
+
 /// A recorded run: appenders with their own mix of sizes and promises, small segments so that it rolls often.
 fn record(seed: u64, mistake: Mistake) -> Run {
     let mut random = fastrand::Rng::with_seed(seed);
-    let ingress = if random.bool() { Ingress::Copy } else { Ingress::Buffered };
+    let ingress =
+        if random.bool() && mistake != Mistake::ReuseMemory { Ingress::Copy } else { Ingress::Buffered };
     let topic_ack = if random.bool() { Ack::Durable } else { Ack::Written };
     let mutant = if let Mistake::Engine(mutant) = mistake { mutant } else { Mutant::None };
     let world = World::new(seed);
     world.faults().reuse_memory_in_flight(mistake == Mistake::ReuseMemory);
     world.faults().short_writes(if mistake == Mistake::None { 0.05 } else { 0.0 });
-    let ring = world.ring(ARENA);
+    // Memory in flight can only be reused where there is little of it.
+    let ring = world.ring(if mistake == Mistake::ReuseMemory { SCARCE } else { ARENA });
     let accepted: Rc<RefCell<Vec<Accepted>>> = Rc::default();
     let (main, list, clock) = (ring.clone(), accepted.clone(), world.clone());
     world.run(&[&ring], async move {
         let shard = Shard::open(&main, ShardId(0), shard_config(ingress, mutant)).await.unwrap();
+        let _held = if mistake == Mistake::ReuseMemory { hold_most_memory(&main).await } else { Vec::new() };
         let log = LogConfig { segment_bytes_max: 32 << 10, ..LogConfig::default() };
         let config = TopicConfig { ack: topic_ack, log };
         let topic = shard.create_topic(TOPIC, PARTITIONS as i32, config).await.unwrap();
