@@ -13,7 +13,8 @@ pub mod transfer;
 pub mod types;
 
 pub use engine::{
-    Appended, Engine, EngineConfig, EngineCounters, EngineError, PartitionHandle, StageSummary, block_on,
+    Appended, DRAIN_TIME_MAX, Engine, EngineConfig, EngineCounters, EngineError, PartitionHandle,
+    StageSummary, block_on,
 };
 pub use shard::{Ack, Shard, ShardConfig, TopicConfig};
 pub use transfer::{Egress, Ingress};
