@@ -92,7 +92,7 @@ impl<'a> Reader<'a> {
             let produced = produce::take(self.broker, self.connection, frame, self.received).await?;
             if produced.acks == 0 {
                 let failed = produced.first_error();
-                self.connection.pool.borrow_mut().push(produced);
+                produce::recycle(self.connection, produced);
                 return failed.map_or(Ok(true), |code| Err(Fault::Unanswerable(code)));
             }
             Entry::Produced(produced)
@@ -185,6 +185,7 @@ impl<'a> Reader<'a> {
         self.buffer.unsplit(rest);
         let n = result?;
         self.received = self.ring.now();
+        self.connection.heard.set(self.received);
         self.filled += n;
         Ok(n)
     }
