@@ -1,112 +1,210 @@
-//! One connection of the load, over the harness's own ring, in our own codec.
+//! One connection of the load: frames out of leases, frames into leases.
+//!
+//! It sits on the engine's ring and the broker's wire codec and knows nothing of producers and consumers. Requests on
+//! the hot path are prepared in the caller's lease and leave in one send; answers are read in place, out of a buffer
+//! that never moves. Nothing is allocated per request.
+//!
+//! ```text
+//! incoming buffer:  | answered | whole frame | begun frame .. | free ..          |
+//!                   0          start                          end                capacity
+//! ```
 
-use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use ringlog::sys::{Lease, LeaseMut, Ring, Socket};
 use ringlog_broker::wire::create_topics::{CreatableTopic, CreateTopicsRequest, CreateTopicsResponse};
+use ringlog_broker::wire::metadata::{MetadataRequest, MetadataRequestTopic, MetadataResponse};
 use ringlog_broker::wire::{
-    ApiKey, Decoder, Encoder, ErrorCode, FrameLimits, Message, PREFIX_BYTES, RequestHeader, decode_response,
-    decode_response_header, encode_request,
+    Encode, Encoder, Message, PREFIX_BYTES, RequestHeader, decode_response, encode_request,
 };
+
+use crate::waiting::within;
 
 /// What the load calls itself.
 pub const CLIENT_ID: &str = "ringlog-harness";
-/// Produce and Fetch in the last versions whose frames are of fixed shape: what is sent is patched, not made anew.
-pub const PRODUCE_VERSION: i16 = 8;
-/// See [`PRODUCE_VERSION`].
-pub const FETCH_VERSION: i16 = 11;
-const CREATE_TOPICS_VERSION: i16 = 5;
+const CREATE_TOPICS_VERSION: i16 = 7;
+const METADATA_VERSION: i16 = 12;
+/// How long the broker may take for something rare.
+const COLD_PATIENCE: Duration = Duration::from_secs(10);
+/// A cold request and its answer are at most this large.
+const COLD_BYTES_MAX: usize = 256 << 10;
+/// More than this missing of a frame is waited for in one operation.
+const WAIT_FOR_ALL_BYTES: usize = 8 << 10;
 
-/// A connection with what was received and not yet read.
+/// One connection to a broker.
+#[derive(Clone)]
 pub struct Connection {
-    pub ring: Ring,
-    pub socket: Socket,
-    buffer: LeaseMut,
-    filled: usize,
+    ring: Ring,
+    socket: Socket,
+}
+
+/// What a connection has received and nobody has read yet.
+pub struct Incoming {
+    /// Absent while the kernel writes into it.
+    buffer: Option<LeaseMut>,
+    start: usize,
+    end: usize,
+    /// Bytes of the frame lent out last, passed over by the next call.
+    lent: usize,
 }
 
 impl Connection {
-    /// Connects; answers are received into leases of `buffer_bytes`.
-    pub async fn open(ring: &Ring, address: SocketAddr, buffer_bytes: usize) -> Result<Connection> {
-        let socket = ring.connect(address).await.with_context(|| format!("connecting to {address}"))?;
-        let buffer = ring.lease(buffer_bytes).await?;
-        Ok(Connection { ring: ring.clone(), socket, buffer, filled: 0 })
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached.
+    pub async fn open(ring: &Ring, address: SocketAddr) -> Result<Connection> {
+        let socket =
+            ring.connect(address).await.with_context(|| format!("connecting to the broker at {address}"))?;
+        Ok(Connection { ring: ring.clone(), socket })
     }
 
-    /// The next answer without its length prefix.
-    pub async fn next_frame(&mut self) -> Result<Lease> {
-        let limits = FrameLimits::default();
+    /// A buffer for frames of at most `frame_bytes_max`, prefix included.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub async fn incoming(&self, frame_bytes_max: usize) -> Result<Incoming> {
+        let buffer = self.ring.lease(frame_bytes_max).await.context("memory for answers")?;
+        Ok(Incoming { buffer: Some(buffer), start: 0, end: 0, lent: 0 })
+    }
+
+    /// Sends a prepared request.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub async fn send(&self, request: Lease) -> Result<()> {
+        let bytes = request.len();
+        let (sent, _request) = self.ring.send(&self.socket, request, false).await;
+        match sent.context("sending a request")? {
+            sent if sent == bytes => Ok(()),
+            sent => bail!("the broker took {sent} of {bytes} bytes of a request and closed the connection"),
+        }
+    }
+
+    /// The next whole frame, without its length prefix; it is passed over by the next call.
+    ///
+    /// # Errors
+    /// When the connection ended or the frame is larger than the buffer.
+    pub async fn receive<'a>(&self, incoming: &'a mut Incoming) -> Result<&'a [u8]> {
+        incoming.pass_over_lent();
         loop {
-            let total = limits.peek_frame(&self.buffer[..self.filled])?;
-            if let Some(total) = total
-                && total <= self.filled
-            {
-                drop(self.buffer.split_to(PREFIX_BYTES));
-                self.filled -= total;
-                return Ok(self.buffer.split_to(total - PREFIX_BYTES).freeze());
+            let missing = incoming.missing()?;
+            if missing == 0 {
+                return Ok(incoming.lend());
             }
-            let wanted = total.unwrap_or(self.filled + PREFIX_BYTES).max(self.filled + 1024);
-            if wanted > self.buffer.len() {
-                let mut next = self.ring.lease(wanted.max(64 << 10)).await?;
-                next[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
-                self.buffer = next;
-            }
-            let into = self.buffer.split_off(self.filled);
-            let (result, into) = self.ring.recv(&self.socket, into).await;
-            self.buffer.unsplit(into);
-            match result? {
-                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                n => self.filled += n,
-            }
+            self.receive_some(incoming, missing).await?;
         }
     }
 
-    /// Sends bytes that were encoded elsewhere.
-    pub async fn send_bytes(&self, bytes: &[u8]) -> Result<()> {
-        let mut lease = self.ring.lease(bytes.len()).await?;
-        lease[..bytes.len()].copy_from_slice(bytes);
-        let (result, _) = self.ring.send(&self.socket, lease.freeze().slice(0..bytes.len()), false).await;
-        result.map(drop).map_err(Into::into)
-    }
-
-    /// Creates a topic with `partitions`.
-    pub async fn create_topic(&mut self, name: &str, partitions: u32) -> Result<()> {
-        let request = CreateTopicsRequest {
-            topics: vec![CreatableTopic {
-                name,
-                num_partitions: partitions as i32,
-                replication_factor: 1,
-                ..CreatableTopic::default()
-            }],
-            ..CreateTopicsRequest::default()
+    /// Creates a topic with `partitions`, and waits until the broker says that every one of them has a leader.
+    ///
+    /// # Errors
+    /// The broker's own error, by name, or a connection that broke.
+    pub async fn create_topic(&self, name: &str, partitions: u32) -> Result<()> {
+        let topic = CreatableTopic {
+            name,
+            num_partitions: i32::try_from(partitions)?,
+            replication_factor: 1,
+            ..CreatableTopic::default()
         };
-        let header = header(ApiKey::CreateTopics, CREATE_TOPICS_VERSION, 1);
-        let mut bytes = Vec::new();
-        encode_request(&mut Encoder::growing(&mut bytes), &header, &request)?;
-        self.send_bytes(&bytes).await?;
-        let frame = self.next_frame().await?;
-        let (_, response) = decode_response::<CreateTopicsResponse<'_>>(&frame, CREATE_TOPICS_VERSION)?;
-        let topic = response.topics.first().ok_or_else(|| anyhow!("no answer for topic {name}"))?;
-        match topic.error_code {
-            ErrorCode::None => Ok(()),
-            code => Err(anyhow!("topic {name} was not created: {code:?} {:?}", topic.error_message)),
+        let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: 30_000, validate_only: false };
+        let mut incoming = self.incoming(COLD_BYTES_MAX).await?;
+        let answer = self.ask(&mut incoming, CREATE_TOPICS_VERSION, 1, &request).await?;
+        let (_, answer): (_, CreateTopicsResponse<'_>) =
+            decode_response(answer, CREATE_TOPICS_VERSION).context("the answer to CreateTopics")?;
+        for topic in &answer.topics {
+            let why = topic.error_message.as_deref().unwrap_or_default();
+            ensure!(topic.error_code.is_ok(), "creating topic {name}: {} {why}", topic.error_code.name());
         }
+        let request = MetadataRequest {
+            topics: Some(vec![MetadataRequestTopic { name: Some(name), ..MetadataRequestTopic::default() }]),
+            allow_auto_topic_creation: false,
+            ..MetadataRequest::default()
+        };
+        let answer = self.ask(&mut incoming, METADATA_VERSION, 2, &request).await?;
+        let (_, answer): (_, MetadataResponse<'_>) =
+            decode_response(answer, METADATA_VERSION).context("the answer to Metadata")?;
+        let led = answer.topics.iter().flat_map(|topic| &topic.partitions);
+        let led = led.filter(|partition| partition.error_code.is_ok() && partition.leader_id >= 0).count();
+        ensure!(led == partitions as usize, "topic {name}: {led} of {partitions} partitions have a leader");
+        Ok(())
+    }
+
+    /// Asks something rare and waits for the answer; nothing else may be in flight.
+    async fn ask<'a, Q: Message + Encode>(
+        &self,
+        incoming: &'a mut Incoming,
+        version: i16,
+        correlation_id: i32,
+        request: &Q,
+    ) -> Result<&'a [u8]> {
+        let mut lease = self.ring.lease(COLD_BYTES_MAX).await.context("memory for a request")?;
+        let header = RequestHeader { api: Q::API, version, correlation_id, client_id: Some(CLIENT_ID) };
+        let bytes = encode_request(&mut Encoder::fixed(&mut lease), &header, request)?;
+        self.send(lease.freeze().slice(0..bytes as usize)).await?;
+        within(&self.ring, COLD_PATIENCE, self.receive(incoming))
+            .await
+            .with_context(|| format!("no answer to {} within {COLD_PATIENCE:?}", Q::API.name()))?
+    }
+
+    async fn receive_some(&self, incoming: &mut Incoming, missing: usize) -> Result<()> {
+        let mut front =
+            incoming.buffer.take().context("a receive that was given up before lost its buffer")?;
+        if front.len() - incoming.end < missing {
+            front.copy_within(incoming.start..incoming.end, 0);
+            incoming.end -= incoming.start;
+            incoming.start = 0;
+        }
+        let mut free = front.split_off(incoming.end);
+        let (received, free) = if missing >= WAIT_FOR_ALL_BYTES {
+            let rest = free.split_off(missing);
+            let (received, mut free) = self.ring.recv_all(&self.socket, free).await;
+            free.unsplit(rest);
+            (received, free)
+        } else {
+            self.ring.recv(&self.socket, free).await
+        };
+        front.unsplit(free);
+        incoming.buffer = Some(front);
+        match received.context("receiving an answer")? {
+            0 => bail!("the broker closed the connection"),
+            bytes => incoming.end += bytes,
+        }
+        Ok(())
     }
 }
 
-/// The header of a request of the load.
-pub fn header(api: ApiKey, version: i16, correlation_id: i32) -> RequestHeader<'static> {
-    RequestHeader { api, version, correlation_id, client_id: Some(CLIENT_ID) }
-}
+impl Incoming {
+    fn bytes(&self) -> &[u8] {
+        self.buffer.as_ref().map_or(&[], |buffer| &buffer[self.start..self.end])
+    }
 
-/// Correlation id and body of an answer; the body borrows from the frame.
-pub fn read<'a, M>(frame: &'a [u8], api: ApiKey, version: i16) -> Result<(i32, M)>
-where
-    M: Message + ringlog_broker::wire::Decode<'a>,
-{
-    let mut decoder = Decoder::new(frame);
-    let correlation_id = decode_response_header(&mut decoder, api, version)?;
-    Ok((correlation_id, M::decode_from(&mut decoder, version)?))
+    fn pass_over_lent(&mut self) {
+        self.start += std::mem::take(&mut self.lent);
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// How many bytes of the first frame are still to come, or of its prefix.
+    fn missing(&self) -> Result<usize> {
+        let bytes = self.bytes();
+        let Some(prefix) = bytes.first_chunk::<PREFIX_BYTES>() else { return Ok(PREFIX_BYTES - bytes.len()) };
+        let length = i32::from_be_bytes(*prefix);
+        let capacity = self.buffer.as_ref().map_or(0, |buffer| buffer.len());
+        let whole = usize::try_from(length).ok().map(|length| length + PREFIX_BYTES);
+        match whole.filter(|&whole| whole <= capacity) {
+            Some(whole) => Ok(whole.saturating_sub(bytes.len())),
+            None => Err(anyhow!("an answer of {length} bytes, the buffer for it has {capacity}")),
+        }
+    }
+
+    fn lend(&mut self) -> &[u8] {
+        let prefix = self.bytes().first_chunk::<PREFIX_BYTES>().expect("a whole frame has a prefix");
+        self.lent = PREFIX_BYTES + i32::from_be_bytes(*prefix) as usize;
+        let lent = self.lent;
+        &self.bytes()[PREFIX_BYTES..lent]
+    }
 }

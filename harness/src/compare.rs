@@ -1,56 +1,97 @@
-//! `compare`: every row on the same loads, interleaved, verified, kept.
+//! The run: servers, cells in the plan's order, the record after each, the page at the end.
+//!
+//! One server a row stays up for the whole run, all on the server's core: idle ones sleep, so blocks interleave for
+//! nothing. The load runs on the calling thread, pinned to the other core. Everything is kept below one directory;
+//! the logs in it are removed at the end, whatever came of the run.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
-use ringlog::sys::{Ring, UringOptions, topology};
+use anyhow::{Context, Result, bail};
+use ringlog::sys::topology::pin_to;
+use ringlog::sys::{Ring, UringOptions};
+use ringlog::transfer::CopyProfile;
 use ringlog::{Egress, Ingress};
+use serde_json::Value;
 
-use crate::arrivals::OpenLoop;
-use crate::client::Connection;
-use crate::cpu::{MachineSample, ProcessSample};
+use crate::cell::{CellRun, topic_of};
 use crate::environment::{Environment, allowed_cores};
-use crate::load::Load;
 use crate::payload::Payload;
 use crate::progress::Progress;
-use crate::record::{CellRecord, DeclaredCopies, FORMAT, RunRecord, write_whole};
-use crate::residency::{Residency, ResidencyPair, drop_logs_from_cache, each_log};
-use crate::schedule::{Cell, Plan, WARM_UP_SECONDS};
+use crate::record::{DeclaredCopies, FORMAT, RunRecord, write_whole};
+use crate::report;
+use crate::schedule::Plan;
 use crate::spec::{Limits, RunSpec};
 use crate::summary::summary;
-use crate::target::Target;
-use crate::units::Pace;
-use crate::{consumers, producers, report, spec, tables};
+use crate::tables::is_clean;
+use crate::target::{BATCH_BYTES_MAX, Target};
 
-/// The largest batch the servers are told to take.
-const BATCH_BYTES_MAX: usize = 16 << 20;
-/// Memory of the load.
-const ARENA_BYTES_MAX: u64 = 1 << 30;
-const SAMPLE_SECONDS: f64 = 0.1;
-/// How long consumers may take to see what was acknowledged before the end.
-const DRAIN_TIME_MAX: Duration = Duration::from_secs(15);
+/// The load's memory; it takes what its windows need.
+const ARENA_BYTES_MAX: u64 = 4 << 30;
 
-/// Runs the comparison; true when nothing was lost, duplicated, reordered or corrupt.
-pub fn compare(spec: RunSpec) -> Result<bool> {
-    let ingress: Vec<&str> = Ingress::ALL.iter().map(|i| i.name()).collect();
-    let egress: Vec<&str> = Egress::ALL.iter().map(|e| e.name()).collect();
-    spec.validate(&Limits { ingress: &ingress, egress: &egress, batch_bytes_max: BATCH_BYTES_MAX })?;
+/// What a comparison is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Compare {
+    /// What to run.
+    #[command(flatten)]
+    pub spec: RunSpec,
+    /// What to run it on: child, or wire=HOST:PORT
+    #[arg(long, hide = true, default_value = "child")]
+    pub target: String,
+}
+
+/// Removes the servers' logs when the run is over, also when it failed.
+struct DataDirectory(PathBuf);
+
+/// Runs the comparison; says whether every record arrived whole, once and in order.
+///
+/// # Errors
+/// A refused flag, a server that did not come up or died, a broken connection, files that cannot be written.
+pub fn compare(told: Compare) -> Result<bool> {
+    let Compare { spec, target } = told;
+    let ingress: Vec<&str> = Ingress::ALL.iter().map(|ingress| ingress.name()).collect();
+    let egress: Vec<&str> = Egress::ALL.iter().map(|egress| egress.name()).collect();
+    let limits = Limits { ingress: &ingress, egress: &egress, batch_bytes_max: BATCH_BYTES_MAX };
+    spec.validate(&limits)?;
     let (server_core, client_core) = spec.cores(&allowed_cores())?;
-    let began = Instant::now();
-    let start = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-    let out = spec.out_directory(start.as_secs());
-    std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
-    let data_dir = spec.data_dir.clone().unwrap_or_else(|| out.join("data"));
-    std::fs::create_dir_all(&data_dir).with_context(|| format!("making {}", data_dir.display()))?;
-    let plan = Plan::new(&spec, start.as_nanos() as u64);
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    let plan = Plan::new(&spec, since_1970.as_nanos() as u64);
+    let batch_bytes_min = spec.batch_bytes.iter().copied().min().unwrap_or_default();
+    let payload = Rc::new(match &spec.payload {
+        Some(path) => Payload::lines(path, batch_bytes_min)?,
+        None => Payload::seeded(spec.record_bytes, plan.seed),
+    });
+
+    let out = spec.out_directory(since_1970.as_secs());
+    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+    let data = DataDirectory::create(&spec, &out)?;
     println!("{plan}");
-    println!("server on core {server_core}, load on core {client_core}, data in {}", data_dir.display());
+    println!(
+        "server on core {server_core}, load on core {client_core}; record and page go to {}",
+        out.display()
+    );
+    if server_core == client_core {
+        println!("only one core is allowed: server and load share it, and each slows the other");
+    }
+    let mut targets = Vec::new();
+    for row in &spec.rows {
+        targets.push(match wire_address(&target)? {
+            Some(address) => Target::Wire(address),
+            None => {
+                let data_dir = data.0.join(row.to_string());
+                Target::start_child(row, &spec.ack.to_string(), server_core, &data_dir, &out)?
+            }
+        });
+    }
+
     let mut record = RunRecord {
         format: FORMAT,
-        environment: Environment::capture(&data_dir),
+        environment: Environment::capture(&data.0),
         server_core,
         client_core,
         declared: declared(),
@@ -59,265 +100,119 @@ pub fn compare(spec: RunSpec) -> Result<bool> {
         spec,
         plan,
     };
-    // The ring is made after the pin: its workers inherit the core.
-    topology::pin_to(client_core)?;
+    // After the servers have started: they would inherit the core.
+    pin_to(client_core)?;
     let ring = Ring::of_kernel(&UringOptions::default(), ARENA_BYTES_MAX)?;
-    let mut progress = Progress::to_stderr(&record.plan);
-    let smallest = record.spec.batch_bytes.iter().min().copied().unwrap_or(1);
-    let payload = Rc::new(match &record.spec.payload {
-        Some(path) => Payload::lines(path, smallest)?,
-        None => Payload::seeded(record.spec.record_bytes, record.plan.seed),
-    });
-    for cell in record.plan.cells.clone() {
-        let runner = Runner { ring: &ring, record: &record, payload: &payload, data_dir: &data_dir, began };
-        let measured = runner.run(&cell).with_context(|| format!("cell {cell}"))?;
-        progress.finish_cell(&measured);
-        record.save_hlog(&out, &measured)?;
-        record.cells.push(measured);
+    let ran = run_cells(&ring, &payload, &mut targets, &mut record, &out);
+    if let Err(error) = ran {
+        ring.shut_down();
+        let words: Vec<String> = targets.iter().filter_map(Target::last_words).collect();
         record.save(&out)?;
+        bail!("{error:#}{}", words.concat());
     }
-    ring.shut_down();
     record.complete = true;
     record.save(&out)?;
     let page = out.join("report.html");
     write_whole(&page, report::render(&record)?.as_bytes())?;
-    if record.spec.data_dir.is_none() {
-        let _ = std::fs::remove_dir_all(&data_dir);
+    println!("{}\n{}", summary(&record), page.display());
+    // After the page is written: what was measured stays, however the servers end.
+    let stopped: Vec<Result<()>> = targets.iter_mut().map(Target::stop).collect();
+    stopped.into_iter().collect::<Result<()>>()?;
+    Ok(is_clean(&record))
+}
+
+fn run_cells(
+    ring: &Ring,
+    payload: &Rc<Payload>,
+    targets: &mut [Target],
+    record: &mut RunRecord,
+    out: &Path,
+) -> Result<()> {
+    let begun = Instant::now();
+    let progress = Rc::new(RefCell::new(Progress::to_stderr(&record.plan)));
+    let spec = Rc::new(record.spec.clone());
+    for cell in record.plan.cells.clone() {
+        let row = spec.rows.iter().position(|row| *row == cell.row).context("a cell of no row")?;
+        let target = &mut targets[row];
+        let start_seconds = begun.elapsed().as_secs_f64();
+        let run = CellRun {
+            ring: ring.clone(),
+            spec: spec.clone(),
+            seed: record.plan.seed,
+            seconds: record.plan.seconds,
+            payload: payload.clone(),
+            cell: cell.clone(),
+            address: target.address(),
+            server: target.process_id(),
+            data_dir: target.data_dir().map(Path::to_owned),
+            progress: progress.clone(),
+        };
+        let before = target.counters()?;
+        let mut measured = run.run().with_context(|| format!("cell {cell}"))?;
+        measured.start_seconds = start_seconds;
+        measured.server_counters = target.counters()?;
+        measured.notes.extend(fallback(&before, &measured.server_counters, &cell.row.egress));
+        target.delete_topic(&topic_of(&cell))?;
+        record.save_hlog(out, &measured)?;
+        progress.borrow_mut().finish_cell(&measured);
+        record.cells.push(measured);
+        record.save(out)?;
     }
-    println!("{}", summary(&record));
-    println!("took {:.0} s; page {}", began.elapsed().as_secs_f64(), page.display());
-    Ok(tables::is_clean(&record))
+    Ok(())
+}
+
+/// What a strategy did not carry itself is said: a row must not be praised for another's work.
+fn fallback(before: &Value, after: &Value, egress: &str) -> Option<String> {
+    let counted = |counters: &Value, name: &str| counters.get("egress")?.get(egress)?.get(name)?.as_u64();
+    let grown = |name: &str| Some(counted(after, name)?.saturating_sub(counted(before, name)?));
+    let (own, others) = (grown("bytes")?, grown("fallback_bytes")?);
+    let percent = 100.0 * others as f64 / (own + others).max(1) as f64;
+    (others > 0).then(|| format!("{percent:.0} % of {egress} was carried by another egress"))
+}
+
+impl DataDirectory {
+    fn create(spec: &RunSpec, out: &Path) -> Result<DataDirectory> {
+        // In a directory of the user's, one of our own: nothing of theirs is ever removed.
+        let path = match &spec.data_dir {
+            Some(directory) => directory.join(format!("ringlog-compare-{}", std::process::id())),
+            None => out.join("data"),
+        };
+        fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        Ok(DataDirectory(path))
+    }
+}
+
+impl Drop for DataDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("{} could not be removed: {error}", self.0.display());
+        }
+    }
+}
+
+fn wire_address(target: &str) -> Result<Option<SocketAddr>> {
+    if target == "child" {
+        return Ok(None);
+    }
+    let Some(name) = target.strip_prefix("wire=") else {
+        bail!("--target {target}: child, or wire=HOST:PORT")
+    };
+    let mut addresses = name.to_socket_addrs().with_context(|| format!("--target {target}"))?;
+    addresses.next().map(Some).with_context(|| format!("--target {target}: no address"))
 }
 
 fn declared() -> BTreeMap<String, DeclaredCopies> {
-    let copies = |profile: ringlog::transfer::CopyProfile, needs: &str| DeclaredCopies {
+    let copies = |profile: CopyProfile, note: &str| DeclaredCopies {
         cpu_copies_per_byte: profile.cpu_copies,
         user_copies_per_byte: profile.user_copies,
         shares_pages: profile.shares_pages,
-        note: format!("needs {needs}"),
+        note: note.to_owned(),
     };
-    let ingress = Ingress::ALL.iter().map(|i| (format!("ingress/{i}"), copies(i.profile(), i.needs())));
-    let egress = Egress::ALL.iter().map(|e| (format!("egress/{e}"), copies(e.profile(), e.needs())));
+    let ingress = Ingress::ALL
+        .iter()
+        .map(|ingress| (format!("ingress/{}", ingress.name()), copies(ingress.profile(), ingress.needs())));
+    let egress = Egress::ALL
+        .iter()
+        .map(|egress| (format!("egress/{}", egress.name()), copies(egress.profile(), egress.needs())));
     ingress.chain(egress).collect()
-}
-
-struct Runner<'a> {
-    ring: &'a Ring,
-    record: &'a RunRecord,
-    payload: &'a Rc<Payload>,
-    data_dir: &'a Path,
-    began: Instant,
-}
-
-/// What was sampled at one end of the measured time.
-struct Sample {
-    server: ProcessSample,
-    client: ProcessSample,
-    machine: MachineSample,
-    at: Instant,
-}
-
-impl Sample {
-    fn take(pid: i32) -> Result<Sample> {
-        Ok(Sample {
-            server: ProcessSample::take(pid)?,
-            client: ProcessSample::take(std::process::id() as i32)?,
-            machine: MachineSample::take()?,
-            at: Instant::now(),
-        })
-    }
-}
-
-impl Runner<'_> {
-    fn run(&self, cell: &Cell) -> Result<CellRecord> {
-        let directory = self.data_dir.join(format!("cell-{:03}", cell.index));
-        let _ = std::fs::remove_dir_all(&directory);
-        let spec = &self.record.spec;
-        let mut target =
-            Target::start(&cell.row, spec.ack, &directory, self.record.server_core, BATCH_BYTES_MAX)?;
-        let measured = self.measure(cell, &mut target, &directory);
-        if measured.is_ok() {
-            target.stop()?;
-        }
-        let _ = std::fs::remove_dir_all(&directory);
-        measured
-    }
-
-    fn measure(&self, cell: &Cell, target: &mut Target, directory: &Path) -> Result<CellRecord> {
-        let spec = &self.record.spec;
-        let seed = self.record.plan.seed ^ u64::from(cell.index);
-        let mut load = Load::new(self.ring, spec, cell, seed, target.address, self.payload.clone());
-        if let Pace::Rate(rate) = cell.pace {
-            let keyed = spec.keys.count().is_some();
-            load.schedule = Some(OpenLoop {
-                spread: spec.arrivals,
-                requests_per_second: self.payload.requests_per_second(rate, cell.batch_bytes, keyed),
-                producers: spec.producers,
-                start_ns: self.ring.now().0 + 20_000_000,
-                seed,
-            });
-        }
-        let load = Rc::new(load);
-        let (topic, address, partitions) = (load.topic.clone(), target.address, spec.partitions);
-        let ring = self.ring.clone();
-        self.ring.run(async move {
-            Connection::open(&ring, address, 64 << 10).await?.create_topic(&topic, partitions).await
-        })?;
-        let mut record = CellRecord::empty(cell.clone());
-        match cell.load {
-            spec::Load::Tail => self.tail(&load, target, &mut record)?,
-            spec::Load::CatchUp => self.catch_up(&load, target, directory, &mut record)?,
-        }
-        record.produced_bytes = load.counts.produced_bytes.get();
-        record.produced_records = load.counts.produced_records.get();
-        record.consumed_bytes = load.counts.consumed_bytes.get();
-        record.consumed_records = load.counts.consumed_records.get();
-        record.sample_seconds = SAMPLE_SECONDS;
-        record.produce = std::mem::take(&mut *load.produce.borrow_mut());
-        record.end_to_end = std::mem::take(&mut *load.end_to_end.borrow_mut());
-        record.lateness = *load.lateness.borrow();
-        record.errors = std::mem::take(&mut *load.errors.borrow_mut());
-        record.findings = std::mem::take(&mut *load.findings.borrow_mut());
-        record.server_counters = target.counters()?;
-        record.notes.append(&mut load.failures.borrow_mut());
-        note_fallbacks(&mut record);
-        anyhow::ensure!(
-            record.notes.iter().all(|n| !n.contains("producer ") && !n.contains("consumer ")),
-            "{:?}",
-            record.notes
-        );
-        Ok(record)
-    }
-
-    /// Producers and consumers together.
-    fn tail(&self, load: &Rc<Load>, target: &Target, record: &mut CellRecord) -> Result<()> {
-        self.start_consumers(load);
-        self.start_producers(load);
-        self.wait(Duration::from_secs_f64(WARM_UP_SECONDS));
-        self.measured(load, target, record, || false)?;
-        load.stop_producing.set(true);
-        self.until(|| load.producers_running.get() == 0, Duration::from_secs(30));
-        self.drain(load);
-        Ok(())
-    }
-
-    /// A log is filled first, then read by consumers alone, from disk.
-    fn catch_up(
-        &self,
-        load: &Rc<Load>,
-        target: &Target,
-        directory: &Path,
-        record: &mut CellRecord,
-    ) -> Result<()> {
-        load.fill_bytes_left.set(Some(self.record.spec.catch_up_bytes as i64));
-        self.start_producers(load);
-        self.until(|| load.producers_running.get() == 0, Duration::from_secs(120));
-        drop_logs_from_cache(directory)?;
-        let before = residency(directory)?;
-        *load.goal.borrow_mut() = Some(load.acked_ends.borrow().clone());
-        load.measuring.set(true);
-        self.start_consumers(load);
-        let goal_reached = || load.consumers_running.get() == 0;
-        self.measured(load, target, record, goal_reached)?;
-        self.until(goal_reached, Duration::from_secs(60));
-        record.residency = Some(ResidencyPair { before, after: residency(directory)? });
-        self.drain(load);
-        Ok(())
-    }
-
-    /// The measured time: the plan's seconds, or until `over`.
-    fn measured(
-        &self,
-        load: &Rc<Load>,
-        target: &Target,
-        record: &mut CellRecord,
-        over: impl Fn() -> bool,
-    ) -> Result<()> {
-        let before = Sample::take(target.pid())?;
-        record.start_seconds = before.at.duration_since(self.began).as_secs_f64();
-        load.measuring.set(true);
-        let end = before.at + Duration::from_secs_f64(self.record.plan.seconds);
-        let mut last = 0;
-        while Instant::now() < end && !over() && load.failures.borrow().is_empty() {
-            self.wait(
-                Duration::from_secs_f64(SAMPLE_SECONDS).min(end.saturating_duration_since(Instant::now())),
-            );
-            let total = match load.cell.load {
-                spec::Load::Tail => load.counts.produced_bytes.get(),
-                spec::Load::CatchUp => load.counts.consumed_bytes.get(),
-            };
-            record.bytes_by_step.push(total - last);
-            last = total;
-        }
-        load.measuring.set(false);
-        let after = Sample::take(target.pid())?;
-        record.seconds = after.at.duration_since(before.at).as_secs_f64();
-        record.server = after.server.since(&before.server);
-        record.client = after.client.since(&before.client);
-        record.cores = after.machine.since(&before.machine);
-        Ok(())
-    }
-
-    fn start_producers(&self, load: &Rc<Load>) {
-        load.producers_running.set(load.spec.producers);
-        for number in 0..load.spec.producers {
-            self.ring.spawn(producers::run(load.clone(), number));
-        }
-    }
-
-    fn start_consumers(&self, load: &Rc<Load>) {
-        load.consumers_running.set(load.spec.consumers);
-        for number in 0..load.spec.consumers {
-            self.ring.spawn(consumers::run(load.clone(), number));
-        }
-    }
-
-    /// Lets consumers see all that was acknowledged, and closes their accounts.
-    fn drain(&self, load: &Rc<Load>) {
-        *load.goal.borrow_mut() = Some(load.acked_ends.borrow().clone());
-        self.until(|| load.consumers_running.get() == 0, DRAIN_TIME_MAX);
-        load.abandon.set(true);
-        self.until(|| load.consumers_running.get() == 0, Duration::from_secs(5));
-    }
-
-    fn wait(&self, duration: Duration) {
-        let ring = self.ring.clone();
-        self.ring.run(async move { ring.sleep(duration).await });
-    }
-
-    fn until(&self, reached: impl Fn() -> bool, patience: Duration) {
-        let end = Instant::now() + patience;
-        while !reached() && Instant::now() < end {
-            self.wait(Duration::from_millis(1));
-        }
-    }
-}
-
-fn residency(directory: &Path) -> Result<Residency> {
-    let mut sum = Residency::default();
-    each_log(directory, &mut |_, file| {
-        let bytes = file.metadata()?.len();
-        if bytes > 0 {
-            let found = ringlog::sys::residency(file, 0, bytes)?;
-            sum.add(Residency { cached_pages: found.cached_pages, total_pages: found.pages });
-        }
-        Ok(())
-    })
-    .context("asking for the residency of the log")?;
-    Ok(sum)
-}
-
-/// What a strategy did not carry itself is said.
-fn note_fallbacks(record: &mut CellRecord) {
-    let Some(counters) = record.server_counters.get("egress").and_then(|e| e.get(&record.cell.row.egress))
-    else {
-        return;
-    };
-    let number = |name: &str| counters.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
-    let (own, fallback) = (number("bytes"), number("fallback_bytes"));
-    if fallback > 0 {
-        let percent = 100.0 * fallback as f64 / (own + fallback) as f64;
-        let carrier = if record.cell.row.egress == "tail" { "copy" } else { "tail" };
-        record.notes.push(format!("{percent:.0} % of {} went by {carrier}", record.cell.row.egress));
-    }
 }

@@ -4,7 +4,7 @@
 //! flags -> RunSpec -> Plan (cells) -> load (producers, consumers) -> recorder, account, cpu -> RunRecord -> report
 //! ```
 //!
-//! Everything random comes from one printed seed. Only the load opens sockets.
+//! Everything random comes from one printed seed. Nothing in these modules opens a socket: the load does.
 
 // What to run.
 pub mod arrivals;
@@ -33,10 +33,11 @@ pub mod report;
 pub mod summary;
 pub mod tables;
 
-// The run.
+// The load, and what it is put on.
+pub mod cell;
 pub mod client;
 pub mod compare;
 pub mod consumers;
-pub mod load;
 pub mod producers;
 pub mod target;
+pub mod waiting;

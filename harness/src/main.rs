@@ -5,10 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use ringlog_harness::compare::compare;
+use ringlog_harness::compare::{Compare, compare};
 use ringlog_harness::record::{RunRecord, write_whole};
 use ringlog_harness::report;
-use ringlog_harness::spec::RunSpec;
 use ringlog_harness::target::{ServeChild, serve_child};
 
 /// Loads, zero-copy strategies compared, copies counted, reports.
@@ -22,29 +21,28 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Compare ways of moving bytes on this machine
-    Compare(Box<RunSpec>),
-    /// The server side of `compare`
-    #[command(hide = true)]
-    ServeChild(ServeChild),
+    Compare(Box<Compare>),
     /// Make the page of a kept run again, from its run.json
     Report {
         /// The run's directory
         directory: PathBuf,
     },
+    #[command(hide = true)]
+    ServeChild(ServeChild),
 }
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
-        Command::Compare(spec) => Ok(if compare(*spec)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
-        Command::ServeChild(told) => {
-            serve_child(told)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Compare(told) => match compare(*told)? {
+            true => Ok(ExitCode::SUCCESS),
+            false => Ok(ExitCode::FAILURE),
+        },
         Command::Report { directory } => {
             let page = directory.join("report.html");
             write_whole(&page, report::render(&RunRecord::load(&directory)?)?.as_bytes())?;
             println!("{}", page.display());
             Ok(ExitCode::SUCCESS)
         }
+        Command::ServeChild(told) => serve_child(&told).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -59,14 +59,14 @@ pub struct RunSpec {
     /// What an answer to a producer promises
     #[arg(long, value_enum, default_value = "written")]
     pub ack: Ack,
-    /// Measured seconds of each cell [default: what makes the whole run take about 90 s]
+    /// Measured seconds of each tail cell [default: what makes the whole run take about 90 s]
     #[arg(long)]
     pub seconds: Option<f64>,
     /// Blocks: each runs every cell once, in an order of its own [default: 3, fewer when there are many cells]
     #[arg(long)]
     pub blocks: Option<u32>,
     /// Bytes written before each catch-up cell, and read in it from disk
-    #[arg(long, value_parser = parse_bytes, default_value = "1GB")]
+    #[arg(long, value_parser = parse_bytes, default_value = "512MB")]
     pub catch_up_bytes: usize,
     /// Lines of this file are the records' values, their identity goes into record headers
     #[arg(long)]
@@ -74,7 +74,7 @@ pub struct RunSpec {
     /// Seed of everything random [default: from the clock, and printed]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Where the server keeps its log, emptied before each cell [default: OUT/data, removed at the end]
+    /// Where the servers keep their logs, in a directory of their own that is removed at the end [default: OUT/data]
     #[arg(long)]
     pub data_dir: Option<PathBuf>,
     /// Where the record and the page go [default: results/local/TIME]

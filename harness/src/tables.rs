@@ -16,6 +16,9 @@ use crate::verify::Findings;
 /// A quantile with fewer requests beyond it than this is marked: it says little.
 pub const REQUESTS_BEYOND_MIN: f64 = 10.0;
 
+/// More of the cores' time than this for others, and the numbers are theirs as much as ours.
+const OTHERS_SHARE_MAX: f64 = 0.25;
+
 /// What verification says of the whole run.
 pub struct Verdict {
     /// Nothing is wrong, and something was looked at.
@@ -126,6 +129,15 @@ pub fn warnings(record: &RunRecord) -> Vec<String> {
     let measured: f64 = record.cells.iter().map(|cell| cell.seconds * cell.cores.len() as f64).sum();
     if steal > 0.02 * measured {
         warnings.push(format!("The host took {:.0} % of the cores' time (steal).", 100.0 * steal / measured));
+    }
+    let busy: f64 = record.cells.iter().flat_map(|cell| cell.cores.values()).map(|core| core.busy).sum();
+    let ours = record.cells.iter().map(|cell| cell.server.whole.total() + cell.client.whole.total());
+    let others = busy - ours.sum::<f64>();
+    if others > OTHERS_SHARE_MAX * measured {
+        warnings.push(format!(
+            "Other programs, writeback among them, took {:.0} % of the cores' time: run again on a quiet machine.",
+            100.0 * others / measured
+        ));
     }
     let never_sent: u64 = record.cells.iter().map(|cell| cell.lateness.never_sent).sum();
     if never_sent > 0 {

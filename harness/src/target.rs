@@ -1,193 +1,328 @@
-//! The server under test: this program again, as a child process pinned to the server's core.
+//! What the load is put on: the broker as a child process, pinned to a core of its own, or any broker by address.
 //!
-//! They talk in lines: the child says where it listens, answers `counters` with a line of JSON, and stops cleanly
-//! when its input ends. A process of its own, so that its CPU and memory can be told from the load's.
+//! The child is this program again (`serve-child`), so that one binary is all there is and CPU and memory of server
+//! and load are told apart. It says where it listens, answers commands on its standard input with a line of JSON
+//! each, and stops cleanly when that input ends: a load that dies leaves no server behind.
+//!
+//! ```text
+//! child:  listening on 127.0.0.1:40123
+//! us:     counters              child:  {"shard":{..},"egress":{..},"stages":{..}}
+//! us:     delete cell-007       child:  {"deleted":"cell-007"}
+//! us:     (end of input)        child:  {"shard":..}, exit status 0
+//! ```
 
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use ringlog::sys::topology::pin_to;
 use ringlog::{Ack, Egress, Engine, EngineConfig, EngineCounters, Ingress, block_on};
-use ringlog_broker::{BrokerConfig, bind, serve};
+use ringlog_broker::BrokerConfig;
+use serde_json::{Value, json};
 
-use crate::spec::{self, Pair};
+use crate::spec::Pair;
 
-/// What the child is told.
-#[derive(clap::Args, Debug)]
+/// The largest batch that a child takes.
+pub const BATCH_BYTES_MAX: usize = 16 << 20;
+const LISTENING: &str = "listening on ";
+/// Lines of a child's stderr that are shown when it died.
+const LAST_WORDS_LINES: usize = 30;
+
+/// Serve as the child of a comparison: not for people.
+#[derive(Clone, Debug, clap::Args)]
 pub struct ServeChild {
+    /// Where the log is kept
     #[arg(long)]
     data_dir: PathBuf,
+    /// How batches get to disk
     #[arg(long)]
     ingress: Ingress,
+    /// How batches get to sockets
     #[arg(long)]
     egress: Egress,
+    /// What an answer to a producer promises
     #[arg(long)]
     ack: Ack,
+    /// The core to run on
     #[arg(long)]
     core: usize,
-    #[arg(long)]
-    batch_bytes_max: u32,
 }
 
-/// The child's side.
-pub fn serve_child(told: ServeChild) -> Result<()> {
+/// A broker that runs the load's requests.
+pub enum Target {
+    /// A child of this process.
+    Child(Box<Server>),
+    /// Somebody's broker.
+    Wire(SocketAddr),
+}
+
+/// A child process and the way to talk to it.
+pub struct Server {
+    row: Pair,
+    process: Child,
+    /// Absent once it was told to stop.
+    commands: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    address: SocketAddr,
+    data_dir: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Target {
+    /// Starts the broker for a row.
+    ///
+    /// # Errors
+    /// When it does not come up; its own words are in the error.
+    pub fn start_child(row: &Pair, ack: &str, core: usize, data_dir: &Path, logs: &Path) -> Result<Target> {
+        fs::create_dir_all(data_dir).with_context(|| format!("creating {}", data_dir.display()))?;
+        let stderr = logs.join(format!("server-{row}.log"));
+        let errors = File::create(&stderr).with_context(|| format!("creating {}", stderr.display()))?;
+        let program = std::env::current_exe().context("finding this program")?;
+        let mut process = Command::new(program)
+            .arg("serve-child")
+            .arg("--data-dir")
+            .arg(data_dir)
+            .args(["--ingress", &row.ingress, "--egress", &row.egress, "--ack", ack])
+            .args(["--core", &core.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .context("starting the server")?;
+        let commands = process.stdin.take();
+        let answers = BufReader::new(process.stdout.take().context("the server has no standard output")?);
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let data_dir = data_dir.to_owned();
+        let mut server = Server { row: row.clone(), process, commands, answers, address, data_dir, stderr };
+        let line = server.line()?;
+        let address = line.strip_prefix(LISTENING).and_then(|address| address.trim().parse().ok());
+        server.address = address.with_context(|| format!("the server of {row} said `{}`", line.trim()))?;
+        Ok(Target::Child(Box::new(server)))
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        match self {
+            Target::Child(server) => server.address,
+            Target::Wire(address) => *address,
+        }
+    }
+
+    /// Its process, where it is ours.
+    #[must_use]
+    pub fn process_id(&self) -> Option<i32> {
+        match self {
+            Target::Child(server) => i32::try_from(server.process.id()).ok(),
+            Target::Wire(_) => None,
+        }
+    }
+
+    /// Where its log lies, where that is on this machine.
+    #[must_use]
+    pub fn data_dir(&self) -> Option<&Path> {
+        match self {
+            Target::Child(server) => Some(&server.data_dir),
+            Target::Wire(_) => None,
+        }
+    }
+
+    /// Its own counters.
+    ///
+    /// # Errors
+    /// When it died.
+    pub fn counters(&mut self) -> Result<Value> {
+        match self {
+            Target::Child(server) => server.ask("counters"),
+            Target::Wire(_) => Ok(Value::Null),
+        }
+    }
+
+    /// Deletes a topic that a cell is done with.
+    ///
+    /// # Errors
+    /// When it died.
+    pub fn delete_topic(&mut self, topic: &str) -> Result<()> {
+        match self {
+            Target::Child(server) => server.ask(&format!("delete {topic}")).map(drop),
+            Target::Wire(_) => Ok(()),
+        }
+    }
+
+    /// Stops it cleanly.
+    ///
+    /// # Errors
+    /// When it died or did not stop cleanly.
+    pub fn stop(&mut self) -> Result<()> {
+        match self {
+            Target::Child(server) => server.stop(),
+            Target::Wire(_) => Ok(()),
+        }
+    }
+
+    /// What it left on stderr, for an error that may be its fault.
+    #[must_use]
+    pub fn last_words(&self) -> Option<String> {
+        match self {
+            Target::Child(server) => server.last_words(),
+            Target::Wire(_) => None,
+        }
+    }
+}
+
+impl Server {
+    fn ask(&mut self, command: &str) -> Result<Value> {
+        let commands = self.commands.as_mut().context("the server was told to stop")?;
+        // A server that is gone is found out by reading, with its last words.
+        let _ = writeln!(commands, "{command}");
+        let line = self.line()?;
+        let answer: Value =
+            serde_json::from_str(&line).with_context(|| format!("the server said `{line}`"))?;
+        match answer.get("error") {
+            Some(error) => bail!("the server of {} answered `{command}` with {error}", self.row),
+            None => Ok(answer),
+        }
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        let bytes = self.answers.read_line(&mut line).context("reading what the server says")?;
+        if bytes > 0 {
+            return Ok(line);
+        }
+        let status = self.process.wait().context("waiting for the server")?;
+        Err(anyhow!("the server of {} ended: {status}{}", self.row, self.last_words().unwrap_or_default()))
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        drop(self.commands.take());
+        let status = self.process.wait().context("waiting for the server")?;
+        ensure!(
+            status.success(),
+            "the server of {} did not stop cleanly: {status}{}",
+            self.row,
+            self.last_words().unwrap_or_default()
+        );
+        Ok(())
+    }
+
+    fn last_words(&self) -> Option<String> {
+        let text = fs::read_to_string(&self.stderr).ok()?;
+        let lines: Vec<&str> = text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LAST_WORDS_LINES)..];
+        (!last.is_empty()).then(|| format!("\nserver {}: {}", self.row, last.join("\n  ")))
+    }
+}
+
+impl Drop for Server {
+    /// A run that failed takes its servers with it.
+    fn drop(&mut self) {
+        drop(self.commands.take());
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The child's life.
+///
+/// # Errors
+/// When the core is not allowed, the data directory cannot be opened, or the engine does not stop cleanly.
+pub fn serve_child(told: &ServeChild) -> Result<()> {
+    // Before the engine starts any thread: all of them inherit the core.
+    pin_to(told.core)?;
     let mut config = EngineConfig::new(&told.data_dir);
     config.core = Some(told.core);
     config.shard.ingress = told.ingress;
     config.shard.egress = told.egress;
     config.shard.topic_defaults.ack = told.ack;
-    config.shard.topic_defaults.log.batch_bytes_max = told.batch_bytes_max;
-    let engine = Engine::open(config)?;
-    let (tell, address) = mpsc::sync_channel(1);
-    engine.serve_on_each_shard(move |shard| async move {
-        let bound = bind(&shard, BrokerConfig::new(SocketAddr::from(([127, 0, 0, 1], 0))));
-        let _ = tell.send(bound.as_ref().map(|b| b.address()).map_err(ToString::to_string));
-        if let Ok(bound) = bound {
-            serve(bound).await;
-        }
-    })?;
-    let address = address.recv().context("the shard ended")?.map_err(|why| anyhow!(why))?;
-    say(&format!("listening on {address}"))?;
-    for line in std::io::stdin().lock().lines() {
-        if line?.trim() == "counters" {
-            let counters = block_on(engine.counters())?;
-            say(&as_json(&counters).to_string())?;
-        }
+    config.shard.topic_defaults.log.batch_bytes_max = BATCH_BYTES_MAX as u32;
+    let engine = Engine::open(config).with_context(|| format!("opening {}", told.data_dir.display()))?;
+    eprintln!("{}", engine.capabilities());
+    let address = listen(&engine)?;
+    say(&format!("{LISTENING}{address}"));
+    for line in std::io::stdin().lines() {
+        let line = line.context("reading commands")?;
+        let answer =
+            obey(&engine, line.trim()).unwrap_or_else(|error| json!({"error": format!("{error:#}")}));
+        say(&answer.to_string());
     }
-    engine.close()?;
+    let last = block_on(engine.counters())?;
+    engine.close().context("stopping cleanly")?;
+    say(&described(&last).to_string());
     Ok(())
 }
 
-fn say(line: &str) -> Result<()> {
+/// The one place that knows how a broker is put on an engine.
+fn listen(engine: &Engine) -> Result<SocketAddr> {
+    let config = BrokerConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let (tell, told) = mpsc::sync_channel(1);
+    engine.serve_on_each_shard(move |shard| async move {
+        match ringlog_broker::bind(&shard, config) {
+            Ok(bound) => {
+                let _ = tell.send(Ok(bound.address()));
+                ringlog_broker::serve(bound).await;
+            }
+            Err(error) => {
+                let _ = tell.send(Err(error));
+            }
+        }
+    })?;
+    Ok(told.recv().context("the shard ended before it listened")??)
+}
+
+fn obey(engine: &Engine, command: &str) -> Result<Value> {
+    match command.split_once(' ') {
+        Some(("delete", topic)) => {
+            block_on(engine.delete_topic(topic))?;
+            Ok(json!({"deleted": topic}))
+        }
+        None if command == "counters" => Ok(described(&block_on(engine.counters())?)),
+        _ => bail!("there is no command `{command}`"),
+    }
+}
+
+/// Nobody who listens any more is no reason to stop uncleanly.
+fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
-    Ok(out.flush()?)
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn as_json(counters: &EngineCounters) -> serde_json::Value {
-    let EngineCounters { shard, egress, stages } = counters;
-    let egress: serde_json::Map<String, serde_json::Value> = egress
-        .iter()
-        .map(|(name, c)| {
-            let value = serde_json::json!({
-                "bytes": c.bytes, "fallback_bytes": c.fallback_bytes, "sends": c.sends, "cold_reads": c.cold_reads,
-            });
-            (name.to_string(), value)
-        })
-        .collect();
-    let stages: serde_json::Map<String, serde_json::Value> = stages
-        .iter()
-        .map(|s| {
-            let value =
-                serde_json::json!({"count": s.count, "p50_ns": s.p50, "p99_ns": s.p99, "max_ns": s.max});
-            (s.name.to_owned(), value)
-        })
-        .collect();
-    serde_json::json!({
-        "ring": {
-            "system_calls": shard.ring.system_calls, "enters": shard.ring.enters,
-            "submissions": shard.ring.submissions, "writes": shard.ring.writes,
-            "write_bytes": shard.ring.write_bytes, "syncs": shard.ring.syncs,
-            "longest_tick_ns": shard.ring.longest_tick_nanos,
+fn described(counters: &EngineCounters) -> Value {
+    let ring = counters.shard.ring;
+    let arena = counters.shard.arena;
+    let egress = counters.egress.iter().map(|(egress, counted)| {
+        let counted = json!({
+            "bytes": counted.bytes,
+            "fallback_bytes": counted.fallback_bytes,
+            "sends": counted.sends,
+            "cold_reads": counted.cold_reads,
+        });
+        (egress.name().to_owned(), counted)
+    });
+    let stages = counters.stages.iter().map(|stage| {
+        let times =
+            json!({"count": stage.count, "p50_ns": stage.p50, "p99_ns": stage.p99, "max_ns": stage.max});
+        (stage.name.to_owned(), times)
+    });
+    json!({
+        "shard": {
+            "ingress_bytes": counters.shard.ingress_bytes,
+            "ingress_copied_bytes": counters.shard.ingress_copied_bytes,
+            "tail_cache_bytes": counters.shard.tail_cache_bytes,
+            "system_calls": ring.system_calls,
+            "submissions": ring.submissions,
+            "write_bytes": ring.write_bytes,
+            "writes": ring.writes,
+            "syncs": ring.syncs,
+            "longest_tick_ns": ring.longest_tick_nanos,
+            "arena_mapped_bytes": arena.mapped_bytes,
+            "arena_registered_bytes": arena.registered_bytes,
         },
-        "arena": {
-            "mapped_bytes": shard.arena.mapped_bytes, "leased_bytes": shard.arena.leased_bytes,
-            "registered_bytes": shard.arena.registered_bytes,
-        },
-        "tail_cache_bytes": shard.tail_cache_bytes,
-        "ingress_bytes": shard.ingress_bytes,
-        "ingress_copied_bytes": shard.ingress_copied_bytes,
-        "egress": egress,
-        "stages": stages,
+        "egress": egress.collect::<serde_json::Map<_, _>>(),
+        "stages": stages.collect::<serde_json::Map<_, _>>(),
     })
-}
-
-/// The parent's side: a server that is running.
-pub struct Target {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-    /// Where it listens.
-    pub address: SocketAddr,
-}
-
-impl Target {
-    /// Starts a server for one row on an empty directory.
-    pub fn start(
-        row: &Pair,
-        ack: spec::Ack,
-        directory: &Path,
-        core: usize,
-        batch_bytes_max: usize,
-    ) -> Result<Target> {
-        let program = std::env::current_exe().context("finding this program")?;
-        let ack = match ack {
-            spec::Ack::Memory => Ack::Memory,
-            spec::Ack::Written => Ack::Written,
-            spec::Ack::Durable => Ack::Durable,
-        };
-        let mut child = Command::new(program)
-            .arg("serve-child")
-            .arg("--data-dir")
-            .arg(directory)
-            .args(["--ingress", &row.ingress, "--egress", &row.egress, "--ack", &ack.to_string()])
-            .args(["--core", &core.to_string(), "--batch-bytes-max", &batch_bytes_max.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("starting the server")?;
-        let input = child.stdin.take();
-        let output = BufReader::new(child.stdout.take().context("the server has no output")?);
-        let mut target = Target { child, input, output, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
-        let line = target.read_line()?;
-        let address =
-            line.strip_prefix("listening on ").ok_or_else(|| anyhow!("the server said \"{line}\""))?;
-        target.address = address.parse().with_context(|| format!("\"{address}\" is no address"))?;
-        Ok(target)
-    }
-
-    /// Its process.
-    #[must_use]
-    pub fn pid(&self) -> i32 {
-        self.child.id() as i32
-    }
-
-    /// Its own counters, now.
-    pub fn counters(&mut self) -> Result<serde_json::Value> {
-        let input = self.input.as_mut().context("the server is stopping")?;
-        writeln!(input, "counters")
-            .context("the server does not listen any more; its last words are above")?;
-        Ok(serde_json::from_str(&self.read_line()?)?)
-    }
-
-    /// Stops it cleanly.
-    pub fn stop(mut self) -> Result<()> {
-        self.input = None;
-        let status = self.child.wait()?;
-        anyhow::ensure!(status.success(), "the server ended with {status}; its last words are above");
-        Ok(())
-    }
-
-    fn read_line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        let read = self.output.read_line(&mut line)?;
-        if read == 0 {
-            let status = self.child.wait()?;
-            return Err(anyhow!("the server ended with {status}; its last words are above"));
-        }
-        Ok(line.trim().to_owned())
-    }
-}
-
-impl Drop for Target {
-    /// A run that is given up leaves no server behind.
-    fn drop(&mut self) {
-        if self.input.take().is_some() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
 }

@@ -22,7 +22,23 @@ impl Common {
         self.checkpoint_waiters.wake_all();
     }
 
+    /// Writes both checkpoints. One writer at a time: two would share their temporary files.
     pub(super) async fn write_checkpoints(&self, topics: &[Rc<Topic>]) -> io::Result<()> {
+        poll_fn(|cx| {
+            if !self.checkpoint_busy.replace(true) {
+                return Poll::Ready(());
+            }
+            self.checkpoint_waiters.add(cx.waker());
+            Poll::Pending
+        })
+        .await;
+        let written = self.write_both(topics).await;
+        self.checkpoint_busy.set(false);
+        self.checkpoint_waiters.wake_all();
+        written
+    }
+
+    async fn write_both(&self, topics: &[Rc<Topic>]) -> io::Result<()> {
         let of = |pick: fn(&crate::log::Marks) -> Offset| {
             let mut entries = Vec::new();
             for topic in topics {

@@ -64,6 +64,7 @@ impl Shard {
             partitions: RefCell::new(Vec::new()),
             cached_bytes: Cell::new(0),
             checkpoint_due: Cell::new(true),
+            checkpoint_busy: Cell::new(false),
             checkpoint_waiters: Wakers::default(),
             stopping: Cell::new(false),
             stop_waiters: Wakers::default(),

@@ -46,6 +46,7 @@ pub(super) struct Common {
     pub partitions: RefCell<Vec<Weak<PartitionInner>>>,
     pub cached_bytes: Cell<usize>,
     pub checkpoint_due: Cell<bool>,
+    pub checkpoint_busy: Cell<bool>,
     pub checkpoint_waiters: Wakers,
     pub stopping: Cell<bool>,
     pub stop_waiters: Wakers,
