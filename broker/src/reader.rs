@@ -159,6 +159,8 @@ impl<'a> Reader<'a> {
         let borne_out = BUFFER_BYTES_MAX.max(self.filled.max(self.last_frame_bytes) * GROWTH_MAX);
         let mut next = self.ring.lease(several.max(wanted).min(borne_out).min(LEASE_BYTES_MAX)).await?;
         next[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
+        let copied = &self.broker.shard.transfers().ingress_copied_bytes;
+        copied.set(copied.get() + self.filled as u64);
         self.buffer = next;
         Ok(())
     }
