@@ -1,6 +1,7 @@
 //! What a broker may be told.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ringlog::sys::TASKS_MAX;
 
@@ -21,10 +22,16 @@ pub struct BrokerConfig {
     pub frames: FrameLimits,
     /// Connections at a time, at most [`CONNECTIONS_MAX`]; more are closed at once.
     pub connections_max: usize,
+    /// A connection that is silent for that long, and waits for nothing, is closed; Kafka's `connections.max.idle.ms`.
+    pub silence_max: Duration,
 }
 
 /// Requests of one connection between its reader and its writer; then the reader waits.
 pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 64;
+/// Partitions that one request may read from: far more than a client follows, and looked through within milliseconds.
+pub(crate) const REQUEST_PARTITIONS_MAX: usize = 100_000;
+/// Partitions that one request may create; Kafka's own limit.
+pub(crate) const REQUEST_CREATIONS_MAX: i32 = 10_000;
 /// Bytes of these requests, Produce aside, beyond which the reader waits too.
 pub(crate) const BYTES_IN_FLIGHT_MAX: usize = 1 << 20;
 /// The most connections of one shard: each is two of the [`TASKS_MAX`] tasks, and half of them are others'.
@@ -43,6 +50,7 @@ impl BrokerConfig {
             auto_create_topics: true,
             frames,
             connections_max: 8192,
+            silence_max: Duration::from_secs(600),
         }
     }
 }

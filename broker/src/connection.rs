@@ -8,10 +8,12 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use ringlog::Shard;
-use ringlog::sys::{Lease, Socket};
+use ringlog::shard::Partition;
+use ringlog::sys::{Lease, Moment, Socket};
 
 use crate::config::{BYTES_IN_FLIGHT_MAX, BrokerConfig, REQUESTS_IN_FLIGHT_MAX};
 use crate::produce::Produced;
+use crate::wire::ErrorCode;
 
 /// What all connections of a shard share.
 pub(crate) struct Broker {
@@ -41,6 +43,10 @@ pub(crate) struct Connection {
     pub answering: Cell<bool>,
     /// The reader works on a request that is not in the queue yet.
     pub taking: Cell<bool>,
+    /// When the last bytes came from the peer.
+    pub heard: Cell<Moment>,
+    /// Batches of this peer that were refused.
+    pub refused_batches: Cell<u64>,
     /// Produce entries to be used again.
     // Boxed as they travel through the queue: taking one must not move it, nor giving it back allocate.
     #[allow(clippy::vec_box)]
@@ -66,7 +72,7 @@ impl Entry {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: Socket) -> Connection {
+    pub(crate) fn new(socket: Socket, now: Moment) -> Connection {
         Connection {
             peer: socket.peer(),
             socket,
@@ -78,6 +84,8 @@ impl Connection {
             output_ended: Cell::new(false),
             answering: Cell::new(false),
             taking: Cell::new(false),
+            heard: Cell::new(now),
+            refused_batches: Cell::new(0),
             pool: RefCell::new(Vec::new()),
         }
     }
@@ -149,6 +157,18 @@ impl Connection {
     pub(crate) fn has_input_ended(&self, waker: &Waker) -> bool {
         keep(&self.writer, waker);
         self.input_ended.get()
+    }
+
+    /// Says what is wrong with a batch, the 1st, 2nd, 4th, 8th time: who sends one sends many.
+    pub(crate) fn note_refused_batch(&self, partition: &Partition, code: ErrorCode, words: Option<&str>) {
+        let refused = self.refused_batches.get() + 1;
+        self.refused_batches.set(refused);
+        if refused.is_power_of_two() {
+            let (peer, words) = (self.describe(), words.unwrap_or_default());
+            tracing::warn!(
+                "{partition}: a batch of {peer} is refused with {code}: {words} ({refused} so far)"
+            );
+        }
     }
 
     pub(crate) fn describe(&self) -> String {

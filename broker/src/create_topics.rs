@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use ringlog::TopicConfig;
 use ringlog::shard::TopicError;
 
+use crate::config::REQUEST_CREATIONS_MAX;
 use crate::errors::{self, Fault};
 use crate::wire::create_topics::{
     CreatableTopic, CreatableTopicResult, CreateTopicsRequest, CreateTopicsResponse,
@@ -25,12 +26,13 @@ pub(crate) async fn answer(
     for topic in &request.topics {
         *named.entry(topic.name).or_insert(0) += 1;
     }
+    let mut room = REQUEST_CREATIONS_MAX;
     for topic in &request.topics {
         topics.push(match named[topic.name] > 1 {
             true => {
                 refused(topic, ErrorCode::InvalidRequest, "the request names this topic twice".to_owned())
             }
-            false => one(writer, topic, request.validate_only).await,
+            false => one(writer, topic, request.validate_only, &mut room).await,
         });
     }
     let response = CreateTopicsResponse { topics, ..CreateTopicsResponse::default() };
@@ -50,12 +52,20 @@ async fn one<'a>(
     writer: &Writer<'_>,
     topic: &CreatableTopic<'a>,
     validate_only: bool,
+    room: &mut i32,
 ) -> CreatableTopicResult<'a> {
     let shard = &writer.broker.shard;
     let partitions = match plan(topic, shard.identity().node_id, writer.broker.config.default_partitions) {
         Ok(partitions) => partitions,
         Err((code, words)) => return refused(topic, code, words),
     };
+    if partitions > *room {
+        let words = format!(
+            "{partitions} partitions: a request may create {REQUEST_CREATIONS_MAX}, of which {room} are left"
+        );
+        return refused(topic, ErrorCode::PolicyViolation, words);
+    }
+    *room -= partitions;
     if let Some(config) = topic.configs.iter().find(|config| config.value.is_none()) {
         let words = format!("{} has no value", config.name);
         return refused(topic, ErrorCode::InvalidConfig, words);
@@ -93,9 +103,10 @@ fn plan(topic: &CreatableTopic<'_>, node: i32, default: i32) -> Result<i32, (Err
             return Err((ErrorCode::InvalidRequest, words));
         }
         let count = topic.assignments.len() as i32;
-        for expected in 0..count {
-            let found = topic.assignments.iter().find(|a| a.partition_index == expected);
-            if found.is_none_or(|a| a.broker_ids != [node]) {
+        let mut assignments = topic.assignments.iter().collect::<Vec<_>>();
+        assignments.sort_by_key(|assignment| assignment.partition_index);
+        for (expected, assignment) in (0..).zip(assignments) {
+            if assignment.partition_index != expected || assignment.broker_ids != [node] {
                 let words =
                     format!("partition {expected} must be assigned to node {node}, the only one there is");
                 return Err((ErrorCode::InvalidReplicaAssignment, words));

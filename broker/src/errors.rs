@@ -5,7 +5,7 @@ use std::io;
 use ringlog::log::{BATCH_HEADER_BYTES, BatchError, LENGTH_OVERHEAD};
 use ringlog::shard::{AppendError, FetchError, TopicError};
 
-use crate::wire::{ErrorCode, WireError};
+use crate::wire::{ErrorCode, RequestHeader, WireError};
 
 /// Why a connection comes to an end.
 #[derive(Debug, thiserror::Error)]
@@ -16,9 +16,45 @@ pub(crate) enum Fault {
     /// The peer does not speak the protocol.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// The peer speaks the protocol, but not in this request.
+    #[error("{api} version {version}: {error}")]
+    Request {
+        /// The name of the API.
+        api: &'static str,
+        /// Its version.
+        version: i16,
+        /// What is wrong, with field and position.
+        error: WireError,
+    },
+    /// The peer asks for more than one request may.
+    #[error("{count} {what}, at most {max} are answered")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// The limit.
+        max: usize,
+    },
     /// Kafka closes the connection of an unacknowledged producer whose request failed: it has no other way to say so.
     #[error("a produce request without acknowledgement failed with {0:?}")]
     Unanswerable(ErrorCode),
+}
+
+impl Fault {
+    /// The same, said of the request that it happened in.
+    pub(crate) fn in_request(self, header: &RequestHeader<'_>) -> Fault {
+        match self {
+            Fault::Wire(error @ WireError::UnsupportedVersion { .. }) => Fault::Wire(error),
+            Fault::Wire(error) => Fault::Request { api: header.api.name(), version: header.version, error },
+            other => other,
+        }
+    }
+}
+
+/// Holds a number from a request against its limit.
+pub(crate) fn check_count(what: &'static str, count: usize, max: usize) -> Result<(), Fault> {
+    if count <= max { Ok(()) } else { Err(Fault::TooMany { what, count, max }) }
 }
 
 pub(crate) fn of_batch(error: &BatchError) -> ErrorCode {

@@ -13,7 +13,8 @@ use ringlog::log::OFFSET_UNKNOWN;
 use ringlog::shard::{Partition, Topic};
 use ringlog::types::{Epoch, Offset, TopicId};
 
-use crate::errors::{self, Fault};
+use crate::config::REQUEST_PARTITIONS_MAX;
+use crate::errors::{self, Fault, check_count};
 use crate::wire::fetch::{
     EpochEndOffset, FetchOutcome, FetchPartition, FetchRequest, FetchResponseTerms, FetchResponseWriter,
     FetchTopic, TOPIC_IDS_FROM,
@@ -30,6 +31,7 @@ pub(crate) async fn answer(
     decoder: &mut Decoder<'_>,
 ) -> Result<(), Fault> {
     let request = FetchRequest::decode_from(decoder, header.version)?;
+    check_count("partitions in a Fetch request", request.partition_count(), REQUEST_PARTITIONS_MAX)?;
     // 0 and -1 ask for everything anew, whatever session there was; anything else continues one, and there is none.
     if !matches!(request.session_epoch, 0 | -1) {
         let terms =

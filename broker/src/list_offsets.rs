@@ -1,9 +1,12 @@
 //! ListOffsets: the offset that belongs to a timestamp, to the start or to the end.
 
+use std::collections::BTreeMap;
+
 use ringlog::shard::{FetchError, Partition};
 use ringlog::types::{Offset, Timestamp};
 
-use crate::errors::{self, Fault};
+use crate::config::REQUEST_PARTITIONS_MAX;
+use crate::errors::{self, Fault, check_count};
 use crate::fetch::check_epoch;
 use crate::wire::list_offsets::{
     ListOffsetsPartition, ListOffsetsPartitionResponse, ListOffsetsRequest, ListOffsetsResponse,
@@ -18,7 +21,15 @@ pub(crate) async fn answer(
     decoder: &mut Decoder<'_>,
 ) -> Result<(), Fault> {
     let request = ListOffsetsRequest::decode_from(decoder, header.version)?;
+    let count = request.topics.iter().map(|topic| topic.partitions.len()).sum();
+    check_count("partitions in a ListOffsets request", count, REQUEST_PARTITIONS_MAX)?;
     let mut topics = Vec::with_capacity(request.topics.len());
+    let mut asked = BTreeMap::new();
+    for topic in &request.topics {
+        for wanted in &topic.partitions {
+            *asked.entry((topic.name, wanted.partition_index)).or_insert(0) += 1;
+        }
+    }
     for topic in &request.topics {
         let known = writer.broker.shard.topic(topic.name);
         let mut partitions = Vec::with_capacity(topic.partitions.len());
@@ -26,6 +37,9 @@ pub(crate) async fn answer(
             let place = usize::try_from(wanted.partition_index).ok();
             let partition = known.as_ref().and_then(|t| t.partitions.get(place?));
             partitions.push(match partition {
+                _ if asked[&(topic.name, wanted.partition_index)] > 1 => {
+                    refused(wanted, ErrorCode::InvalidRequest)
+                }
                 Some(partition) => one(partition, wanted).await,
                 None => refused(wanted, ErrorCode::UnknownTopicOrPartition),
             });

@@ -1,5 +1,6 @@
 //! Metadata: this broker, and the topics there are; asking for one may make it.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use ringlog::shard::{Topic, TopicError};
@@ -29,8 +30,13 @@ pub(crate) async fn answer(
     if request.asks_for_all(header.version) {
         found.extend(shard.topics().into_iter().map(Found::Topic));
     } else {
+        // Who asks a hundred thousand times for a topic of a thousand partitions gets it once.
+        let mut asked = BTreeSet::new();
         for wanted in request.topics.as_deref().unwrap_or_default() {
             let id = TopicId(wanted.topic_id);
+            if !asked.insert((wanted.name, id)) {
+                continue;
+            }
             found.push(match (wanted.name, id) {
                 (None | Some(""), id) if id != TopicId::ZERO => match shard.topic_by_id(id) {
                     Some(topic) => Found::Topic(topic),

@@ -1,7 +1,8 @@
 //! Produce: each batch is checked where it lies, stamped and appended at once; the answer waits for the promises.
 //!
 //! Batches of idempotent producers (those with a producer id) are stored like any other: sequence numbers are kept,
-//! not checked, since the API that hands out producer ids is not offered.
+//! not checked, since the API that hands out producer ids is not offered. Batches of a transaction are refused: nobody
+//! here could end it, and readers of committed records would wait behind it for ever.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -11,10 +12,18 @@ use ringlog::shard::{Partition, Stage, Ticket, Topic};
 use ringlog::sys::{LeaseMut, Moment};
 use ringlog::types::TopicId;
 
+use crate::config::REQUEST_PARTITIONS_MAX;
 use crate::connection::{Broker, Connection};
-use crate::errors::{self, Fault};
+use crate::errors::{self, Fault, check_count};
 use crate::wire::produce::{ProduceOutcome, ProduceRequest, ProduceResponseWriter};
 use crate::wire::{ApiKey, Decoder, Encoder, ErrorCode, Message, RequestHeader, Uuid, WireError};
+
+/// The codec's number in a batch.
+const ZSTD: u8 = 4;
+/// The version from which on it may be used: before that, readers would not know it.
+const ZSTD_FROM: i16 = 7;
+/// An entry with room for more topics or partitions is not kept for the next request.
+const POOLED_PARTITIONS_MAX: usize = 1024;
 
 /// A Produce request whose batches are appended. Used again and again: it allocates only to grow.
 pub(crate) struct Produced {
@@ -130,7 +139,9 @@ pub(crate) async fn take(
     produced.topics.clear();
     produced.outcomes.clear();
     produced.ranges.clear();
-    look(broker, &frame, &mut produced)?;
+    let mut decoder = Decoder::new(&frame);
+    let header = RequestHeader::decode(&mut decoder)?;
+    look(broker, &header, decoder, &mut produced).map_err(|fault| fault.in_request(&header))?;
     produced.received = received;
 
     // Cut the batches out of the frame, front to back.
@@ -149,7 +160,10 @@ pub(crate) async fn take(
         let Fate::Undecided = produced.outcomes[number].fate else { continue };
         let TopicName::Known(known) = &produced.topics[topic].name else { continue };
         let partition = known.partitions[produced.outcomes[number].index as usize].clone();
-        let fate = append(&partition, batch, received).await;
+        let fate = append(&partition, batch, produced.version, received).await;
+        if let Fate::Refused(code, words) = &fate {
+            connection.note_refused_batch(&partition, *code, words.as_deref());
+        }
         produced.outcomes[number].log_start = partition.marks().log_start.0;
         produced.outcomes[number].fate = fate;
     }
@@ -158,11 +172,16 @@ pub(crate) async fn take(
 
 /// Reads the request: which topics and partitions, and where the batches lie. What cannot be appended whatever its
 /// bytes are is refused here.
-fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<(), Fault> {
-    let mut decoder = Decoder::new(frame);
-    let header = RequestHeader::decode(&mut decoder)?;
+fn look(
+    broker: &Broker,
+    header: &RequestHeader<'_>,
+    mut decoder: Decoder<'_>,
+    produced: &mut Produced,
+) -> Result<(), Fault> {
     ApiKey::Produce.version(header.version)?;
     let request = ProduceRequest::decode_from(&mut decoder, header.version)?;
+    let count = request.topics.len() + request.partition_count();
+    check_count("topics and partitions in a Produce request", count, REQUEST_PARTITIONS_MAX)?;
     produced.correlation_id = header.correlation_id;
     produced.version = header.version;
     produced.acks = request.acks;
@@ -199,26 +218,38 @@ fn look(broker: &Broker, frame: &[u8], produced: &mut Produced) -> Result<(), Fa
 
 /// Every append asks for what its topic asks for, acks=0 too: consumers of a durable topic see what is flushed, so a
 /// batch that nobody wants flushed would stay out of sight until another one comes.
-async fn append(partition: &Partition, batch: LeaseMut, received: Moment) -> Fate {
-    let refused = |code: ErrorCode, words: String| {
-        tracing::warn!("{partition}: a batch was refused with {code}: {words}");
-        Fate::Refused(code, Some(words))
-    };
+async fn append(partition: &Partition, batch: LeaseMut, version: i16, received: Moment) -> Fate {
+    let refused = |code, words: String| Fate::Refused(code, Some(words));
     let header = match check_produced(&batch) {
         Ok(header) => header,
         Err(error) => return refused(errors::of_batch(&error), error.to_string()),
     };
+    if header.is_transactional() {
+        let words = "a batch of a transaction: transactions are not offered".to_owned();
+        return refused(ErrorCode::InvalidTxnState, words);
+    }
+    if header.compression() == ZSTD && version < ZSTD_FROM {
+        let words = format!("zstd in version {version}: it is known from version {ZSTD_FROM} on");
+        return refused(ErrorCode::UnsupportedCompressionType, words);
+    }
     match partition.append(batch, header, None, received).await {
         Ok(ticket) => Fate::Appended(ticket),
         Err(error) => refused(errors::of_append(&error), error.to_string()),
     }
 }
 
-/// Gives the entry back and notes how long its answer took.
-pub(crate) fn answered(broker: &Broker, connection: &Connection, mut produced: Box<Produced>) {
+/// Notes how long the answer took, and gives the entry back.
+pub(crate) fn answered(broker: &Broker, connection: &Connection, produced: Box<Produced>) {
     let took = broker.shard.ring().now().nanos_since(produced.received);
     broker.shard.stages().note(Stage::Answer, took);
+    recycle(connection, produced);
+}
+
+/// Keeps the entry for the next request, unless it has grown beyond the usual.
+pub(crate) fn recycle(connection: &Connection, mut produced: Box<Produced>) {
     produced.topics.clear();
     produced.outcomes.clear();
-    connection.pool.borrow_mut().push(produced);
+    if produced.outcomes.capacity().max(produced.topics.capacity()) <= POOLED_PARTITIONS_MAX {
+        connection.pool.borrow_mut().push(produced);
+    }
 }

@@ -92,7 +92,7 @@ impl<'a> Reader<'a> {
             let produced = produce::take(self.broker, self.connection, frame, self.received).await?;
             if produced.acks == 0 {
                 let failed = produced.first_error();
-                self.connection.pool.borrow_mut().push(produced);
+                produce::recycle(self.connection, produced);
                 return failed.map_or(Ok(true), |code| Err(Fault::Unanswerable(code)));
             }
             Entry::Produced(produced)
@@ -159,6 +159,8 @@ impl<'a> Reader<'a> {
         let borne_out = BUFFER_BYTES_MAX.max(self.filled.max(self.last_frame_bytes) * GROWTH_MAX);
         let mut next = self.ring.lease(several.max(wanted).min(borne_out).min(LEASE_BYTES_MAX)).await?;
         next[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
+        let copied = &self.broker.shard.transfers().ingress_copied_bytes;
+        copied.set(copied.get() + self.filled as u64);
         self.buffer = next;
         Ok(())
     }
@@ -185,6 +187,7 @@ impl<'a> Reader<'a> {
         self.buffer.unsplit(rest);
         let n = result?;
         self.received = self.ring.now();
+        self.connection.heard.set(self.received);
         self.filled += n;
         Ok(n)
     }

@@ -75,6 +75,7 @@ impl Bound {
 pub async fn serve(bound: Bound) -> usize {
     let Bound { broker, listener } = bound;
     let shard = broker.shard.clone();
+    shard.spawn(close_silent(broker.clone()));
     while let Some(accepted) = until_stop(&shard, shard.ring().accept(&listener)).await {
         match accepted {
             Ok(socket) => start(&broker, socket),
@@ -116,7 +117,7 @@ fn start(broker: &Rc<Broker>, socket: Socket) {
         socket.shutdown();
         return;
     }
-    let connection = Rc::new(Connection::new(socket));
+    let connection = Rc::new(Connection::new(socket, broker.shard.ring().now()));
     broker.connections.borrow_mut().push(connection.clone());
     broker.shard.spawn(reader::run(broker.clone(), connection.clone()));
     let broker = broker.clone();
@@ -124,6 +125,23 @@ fn start(broker: &Rc<Broker>, socket: Socket) {
         writer::run(broker.clone(), connection.clone()).await;
         broker.connections.borrow_mut().retain(|known| !Rc::ptr_eq(known, &connection));
     });
+}
+
+/// Closes connections that have been silent for too long and wait for nothing: a peer that vanished without a word, or
+/// in the middle of a frame, may not hold memory for ever.
+async fn close_silent(broker: Rc<Broker>) {
+    let (shard, silence_max) = (&broker.shard, broker.config.silence_max);
+    let every = (silence_max / 4).max(Duration::from_millis(10));
+    while until_stop(shard, shard.ring().sleep(every)).await.is_some() {
+        let now = shard.ring().now();
+        for connection in broker.connections.borrow().iter() {
+            let silent = Duration::from_nanos(now.nanos_since(connection.heard.get()));
+            if silent > silence_max && connection.is_idle() {
+                tracing::info!("connection of {} is closed: silent for {silent:.0?}", connection.describe());
+                connection.socket.shutdown();
+            }
+        }
+    }
 }
 
 /// What `future` gives, or `None` when a stop is asked for first.

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use ringlog::Shard;
 use ringlog::sys::{Lease, Timer};
 use ringlog::transfer::{Piece, Response, send};
 
@@ -15,6 +16,10 @@ use crate::{create_topics, fetch, list_offsets, metadata, produce, reader};
 
 /// Answers gather up to here before they are sent.
 const GATHER_BYTES_MAX: usize = 64 << 10;
+/// A larger answer is sent from several leases.
+const ANSWER_LEASE_BYTES: usize = 1 << 20;
+/// Room for answers that a connection keeps.
+const KEPT_BYTES_MAX: usize = 2 * GATHER_BYTES_MAX;
 
 pub(crate) async fn run(broker: Rc<Broker>, connection: Rc<Connection>) {
     let timer = broker.shard.ring().timer();
@@ -99,20 +104,21 @@ impl Writer<'_> {
             // KIP-511: the answer is of version 0 whatever was asked, and names the versions to ask in.
             return self.encode(&header, 0, &ApiVersionsResponse::unsupported_version());
         }
-        match api {
+        let answered = match api {
             ApiKey::Produce => unreachable!("the reader takes Produce itself"),
             ApiKey::Fetch => {
                 self.flush().await?;
                 fetch::answer(self, &header, &mut decoder).await
             }
-            ApiKey::ApiVersions => {
-                ApiVersionsRequest::decode_from(&mut decoder, version)?;
-                self.encode(&header, version, &ApiVersionsResponse::of_table())
-            }
+            ApiKey::ApiVersions => match ApiVersionsRequest::decode_from(&mut decoder, version) {
+                Ok(_) => self.encode(&header, version, &ApiVersionsResponse::of_table()),
+                Err(error) => Err(error.into()),
+            },
             ApiKey::Metadata => metadata::answer(self, &header, &mut decoder).await,
             ApiKey::ListOffsets => list_offsets::answer(self, &header, &mut decoder).await,
             ApiKey::CreateTopics => create_topics::answer(self, &header, &mut decoder).await,
-        }
+        };
+        answered.map_err(|fault| fault.in_request(&header))
     }
 
     pub(crate) fn encode<M: Message + Encode>(
@@ -131,15 +137,19 @@ impl Writer<'_> {
         if self.answers.is_empty() {
             return Ok(());
         }
-        let lease = self.lease_of(Source::Answers).await?;
+        // A description of everything there is may be larger than any lease.
+        for part in self.answers.chunks(ANSWER_LEASE_BYTES) {
+            let lease = lease_of(&self.broker.shard, part).await?;
+            self.response.push_protocol(lease);
+        }
         self.answers.clear();
-        self.response.push_protocol(lease);
+        self.answers.shrink_to(KEPT_BYTES_MAX);
         self.send().await
     }
 
     /// Sends the fetch response: protocol bytes and pieces in turn.
     pub(crate) async fn send_frame(&mut self) -> Result<(), Fault> {
-        let bytes = self.lease_of(Source::Frame).await?;
+        let bytes = lease_of(&self.broker.shard, &self.frame.bytes).await?;
         let mut at = 0;
         let mut pieces = self.pieces.drain(..);
         for segment in self.frame.segments() {
@@ -168,16 +178,6 @@ impl Writer<'_> {
         self.send().await
     }
 
-    async fn lease_of(&self, source: Source) -> Result<Lease, Fault> {
-        let bytes = match source {
-            Source::Answers => &self.answers,
-            Source::Frame => &self.frame.bytes,
-        };
-        let mut lease = self.broker.shard.ring().lease(bytes.len()).await?;
-        lease[..bytes.len()].copy_from_slice(bytes);
-        Ok(lease.freeze().slice(0..bytes.len()))
-    }
-
     async fn send(&mut self) -> Result<(), Fault> {
         let shard = &self.broker.shard;
         let egress = shard.config().egress;
@@ -186,7 +186,8 @@ impl Writer<'_> {
     }
 }
 
-enum Source {
-    Answers,
-    Frame,
+async fn lease_of(shard: &Shard, bytes: &[u8]) -> Result<Lease, Fault> {
+    let mut lease = shard.ring().lease(bytes.len()).await?;
+    lease[..bytes.len()].copy_from_slice(bytes);
+    Ok(lease.freeze().slice(0..bytes.len()))
 }

@@ -17,7 +17,7 @@ pub const COLD_FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub struct FrameLimits {
     /// Any frame, without its prefix.
     pub frame_bytes_max: usize,
-    /// A frame of any API but those that carry records.
+    /// A frame of any API but Produce, the only one whose requests carry records.
     pub cold_frame_bytes_max: usize,
 }
 
@@ -51,7 +51,7 @@ impl FrameLimits {
     /// `FrameTooLarge`.
     pub fn check_api(&self, api: ApiKey, length: usize) -> Result<(), WireError> {
         let max = match api {
-            ApiKey::Produce | ApiKey::Fetch => self.frame_bytes_max,
+            ApiKey::Produce => self.frame_bytes_max,
             _ => self.cold_frame_bytes_max.min(self.frame_bytes_max),
         };
         if length <= max { Ok(()) } else { Err(WireError::FrameTooLarge { length, max }) }
@@ -147,5 +147,6 @@ mod tests {
         assert_eq!(limits.peek_frame(&[0xff; 4]), Err(WireError::FrameNegative { length: -1 }));
         assert!(limits.check_api(ApiKey::Produce, 1000).is_ok());
         assert!(limits.check_api(ApiKey::Metadata, 101).is_err());
+        assert!(limits.check_api(ApiKey::Fetch, 101).is_err(), "a fetch asks for records and carries none");
     }
 }

@@ -1,0 +1,292 @@
+//! What a request costs, by counting: allocations, system calls, bytes written. Never times.
+//!
+//! The broker runs in this process, so that its counters can be read; clients are plain threads with plain sockets.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use ringlog::log::BatchBuilder;
+use ringlog::sys::{Ring, UringOptions};
+use ringlog::types::{ShardId, Timestamp};
+use ringlog::{
+    Ack, Egress, Engine, EngineConfig, EngineCounters, Ingress, Shard, ShardConfig, TopicConfig, block_on,
+};
+use ringlog_broker::wire::fetch::{
+    FetchPartition, FetchPartitionResponse, FetchRequestWriter, FetchResponse, FetchTerms,
+};
+use ringlog_broker::wire::produce::{ProduceRequestWriter, ProduceResponse, ProduceTerms};
+use ringlog_broker::wire::{
+    ApiKey, Decoder, Encoder, ErrorCode, GappedFrame, Message, RequestHeader, decode_response_header,
+};
+use ringlog_broker::{BrokerConfig, bind, serve};
+
+const PRODUCE_VERSION: i16 = 9;
+const FETCH_VERSION: i16 = 12;
+const TOPIC: &str = "counted";
+/// Where the correlation id stands in a request frame: behind length, key and version.
+const CORRELATION_ID_AT: usize = 8;
+
+struct Served {
+    engine: Engine,
+    address: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl Served {
+    fn new(ingress: Ingress, egress: Egress) -> Served {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = EngineConfig::new(dir.path());
+        (config.shard.ingress, config.shard.egress) = (ingress, egress);
+        let engine = Engine::open(config).unwrap();
+        let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
+        block_on(engine.create_topic(TOPIC, 4, topic)).unwrap();
+        let (tell, told) = mpsc::sync_channel(1);
+        let broker = BrokerConfig::new("127.0.0.1:0".parse().unwrap());
+        engine
+            .serve_on_each_shard(move |shard| async move {
+                let bound = bind(&shard, broker).unwrap();
+                tell.send(bound.address()).unwrap();
+                serve(bound).await;
+            })
+            .unwrap();
+        Served { address: told.recv().unwrap(), engine, _dir: dir }
+    }
+
+    fn counters(&self) -> EngineCounters {
+        block_on(self.engine.counters()).unwrap()
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+    frame: Vec<u8>,
+    /// Requests under way at a time.
+    window: i32,
+    sent: i32,
+    received: i32,
+    answer: Vec<u8>,
+}
+
+impl Client {
+    fn new(address: SocketAddr, frame: Vec<u8>, window: i32) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        Client { stream, frame, window, sent: 0, received: 0, answer: Vec::new() }
+    }
+
+    /// Sends `count` requests, `window` of them in flight, and shows every answer to `check`.
+    fn run(&mut self, count: i32, mut check: impl FnMut(&[u8])) {
+        let end = self.sent + count;
+        while self.received < end {
+            while self.sent < end && self.sent - self.received < self.window {
+                self.frame[CORRELATION_ID_AT..][..4].copy_from_slice(&self.sent.to_be_bytes());
+                self.stream.write_all(&self.frame).unwrap();
+                self.sent += 1;
+            }
+            self.receive();
+            let id = i32::from_be_bytes(*self.answer.first_chunk().unwrap());
+            assert_eq!(id, self.received, "answers come in the order of the requests");
+            self.received += 1;
+            check(&self.answer);
+        }
+    }
+
+    fn receive(&mut self) {
+        let mut prefix = [0; 4];
+        self.stream.read_exact(&mut prefix).unwrap();
+        self.answer.resize(i32::from_be_bytes(prefix) as usize, 0);
+        self.stream.read_exact(&mut self.answer).unwrap();
+    }
+}
+
+fn header(api: ApiKey, version: i16) -> RequestHeader<'static> {
+    RequestHeader { api, version, correlation_id: 0, client_id: Some("counts") }
+}
+
+/// A batch of one record, of about `bytes`.
+fn batch(bytes: usize) -> Vec<u8> {
+    let now = Timestamp(1_700_000_000_000);
+    let mut builder = BatchBuilder::new(now);
+    let value = (0..bytes).map(|i| (i * 31) as u8).collect::<Vec<_>>();
+    builder.push(now, None, Some(&value), &[]);
+    builder.finish().to_vec()
+}
+
+fn produce_frame(partition: i32, batch: &[u8]) -> Vec<u8> {
+    let mut frame = GappedFrame::default();
+    let terms = ProduceTerms { transactional_id: None, acks: -1, timeout_ms: 10_000 };
+    let header = header(ApiKey::Produce, PRODUCE_VERSION);
+    let mut writer = ProduceRequestWriter::begin(&mut frame, &header, &terms, 1).unwrap();
+    writer.topic(TOPIC, &[0; 16], 1);
+    writer.partition(partition, batch.len() as u64);
+    writer.finish().unwrap();
+    let mut bytes = frame.bytes;
+    let at = frame.gaps[0].position;
+    bytes.splice(at..at, batch.iter().copied());
+    bytes
+}
+
+fn fetch_frame(offset: i64, partition_max_bytes: i32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let header = header(ApiKey::Fetch, FETCH_VERSION);
+    let terms = FetchTerms { min_bytes: 1, max_wait_ms: 1000, ..FetchTerms::default() };
+    let mut writer = FetchRequestWriter::begin(Encoder::growing(&mut bytes), &header, &terms, 1).unwrap();
+    writer.topic(TOPIC, &[0; 16], 1);
+    writer.partition(&FetchPartition { fetch_offset: offset, partition_max_bytes, ..Default::default() });
+    writer.finish(&[]).unwrap();
+    bytes
+}
+
+fn assert_appended(answer: &[u8]) {
+    let mut decoder = Decoder::new(answer);
+    decode_response_header(&mut decoder, ApiKey::Produce, PRODUCE_VERSION).unwrap();
+    let response = ProduceResponse::decode_from(&mut decoder, PRODUCE_VERSION).unwrap();
+    let partition = response.topics.iter().next().unwrap().partitions.iter().next().unwrap();
+    assert_eq!(partition.error_code, ErrorCode::None);
+}
+
+fn assert_fetched(answer: &[u8]) {
+    let mut decoder = Decoder::new(answer);
+    decode_response_header(&mut decoder, ApiKey::Fetch, FETCH_VERSION).unwrap();
+    let response = FetchResponse::decode_from(&mut decoder, FETCH_VERSION).unwrap();
+    let topic = response.topics.iter().next().unwrap();
+    let partition: FetchPartitionResponse<'_> = topic.partitions.iter().next().unwrap();
+    assert_eq!(partition.error_code, ErrorCode::None);
+    assert!(partition.records.is_some_and(|records| !records.is_empty()));
+}
+
+/// The pairs that the harness compares.
+const PAIRS: [(Ingress, Egress); 3] =
+    [(Ingress::Buffered, Egress::Copy), (Ingress::Buffered, Egress::Sendfile), (Ingress::Copy, Egress::Tail)];
+
+#[test]
+fn ten_thousand_appends_and_fetches_within_one_segment_do_not_allocate() {
+    // Beside requests there are the segment, which is prepared ahead in ever larger steps, and the waiting itself.
+    const OTHERS_MAX: u64 = 32;
+    for (ingress, egress) in PAIRS {
+        // The shard runs on this thread, because allocations are counted for the thread that asks.
+        let dir = tempfile::tempdir().unwrap();
+        let config = ShardConfig { ingress, egress, ..ShardConfig::new(dir.path()) };
+        let ring = Ring::of_kernel(&UringOptions::default(), config.arena_bytes_max).unwrap();
+        let (shard, address) = ring.run(serving(ring.clone(), config));
+
+        let mut producer = Client::new(address, produce_frame(0, &batch(1000)), 32);
+        run_beside(&ring, || producer.run(1000, assert_appended));
+        let appends = run_beside(&ring, || producer.run(10_000, assert_appended));
+        let mut consumer = Client::new(address, fetch_frame(5000, 16 << 10), 5);
+        run_beside(&ring, || consumer.run(200, assert_fetched));
+        let fetches = run_beside(&ring, || consumer.run(10_000, assert_fetched));
+        println!(
+            "{ingress} + {egress}: {appends} allocations in 10,000 appends, {fetches} in as many fetches"
+        );
+        assert!(appends <= OTHERS_MAX, "{ingress}: {appends} allocations in 10,000 appends");
+        assert!(fetches <= OTHERS_MAX, "{egress}: {fetches} allocations in 10,000 fetches");
+        ring.run(async move { shard.close().await }).unwrap();
+        ring.shut_down();
+    }
+}
+
+/// A shard with a topic, on the calling thread's ring, and a broker on it.
+async fn serving(ring: Ring, config: ShardConfig) -> (Shard, SocketAddr) {
+    let shard = Shard::open(&ring, ShardId(0), config).await.unwrap();
+    let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
+    shard.create_topic(TOPIC, 4, topic).await.unwrap();
+    let bound = bind(&shard, BrokerConfig::new("127.0.0.1:0".parse().unwrap())).unwrap();
+    let address = bound.address();
+    shard.spawn(async move {
+        serve(bound).await;
+    });
+    (shard, address)
+}
+
+/// Runs the ring on this thread and `client` on another until the client is done. How often this thread allocated.
+fn run_beside(ring: &Ring, client: impl FnOnce() + Send) -> u64 {
+    let done = Arc::new(AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let (tell, inner) = (done.clone(), ring.clone());
+        scope.spawn(move || {
+            client();
+            tell.store(true, Ordering::Release);
+        });
+        let until_done = async move {
+            while !done.load(Ordering::Acquire) {
+                inner.sleep(Duration::from_millis(2)).await;
+            }
+        };
+        allocation_counter::measure(|| ring.run(until_done)).count_total
+    })
+}
+
+#[test]
+fn a_batch_costs_few_system_calls_and_is_written_once() {
+    // 4 connections with 5 in flight. A quiet moment costs visits to the kernel too, so the clients are kept busy.
+    for (ingress, _) in [PAIRS[0], PAIRS[2]] {
+        for (batch_bytes, requests, calls_max) in [(16 << 10, 800, 1.0), (256 << 10, 80, 3.0)] {
+            let served = Served::new(ingress, Egress::Tail);
+            let clients = 4;
+            let mut connected = (0..clients)
+                .map(|partition| {
+                    let frame = produce_frame(partition, &batch(batch_bytes));
+                    let mut client = Client::new(served.address, frame, 5);
+                    client.run(20, assert_appended);
+                    client
+                })
+                .collect::<Vec<_>>();
+            let before = served.counters().shard;
+            std::thread::scope(|scope| {
+                for client in &mut connected {
+                    scope.spawn(move || client.run(requests, assert_appended));
+                }
+            });
+            let after = served.counters().shard;
+            let batches = f64::from(requests * clients);
+            let calls = (after.ring.system_calls - before.ring.system_calls) as f64 / batches;
+            let appended = (after.ingress_bytes - before.ingress_bytes) as f64;
+            let written = (after.ring.write_bytes - before.ring.write_bytes) as f64 / appended;
+            let copied = (after.ingress_copied_bytes - before.ingress_copied_bytes) as f64 / appended;
+            println!(
+                "{ingress}, {} KiB: {calls:.2} calls a batch, {written:.3} bytes written and {copied:.3} copied a byte",
+                batch_bytes >> 10
+            );
+            assert!(calls <= calls_max, "{ingress}: {calls:.2} calls a batch of {batch_bytes} bytes");
+            if batch_bytes >= 256 << 10 {
+                assert!(written <= 1.05, "{ingress}: {written:.3} bytes written for each appended");
+            }
+            served.engine.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn connections_cut_short_leave_no_task_behind() {
+    let served = Served::new(Ingress::Copy, Egress::Tail);
+    let tasks = || {
+        let count = |shard: Shard| async move { shard.ring().executor().live_tasks() };
+        block_on(served.engine.on_shard(count)).unwrap()
+    };
+    let settled = |at_most: usize| {
+        (0..1000).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            tasks() <= at_most
+        })
+    };
+    let frame = produce_frame(0, &batch(100_000));
+    let mut producer = Client::new(served.address, frame.clone(), 5);
+    producer.run(20, assert_appended);
+    // With two tasks of its own, which end with it.
+    let before = tasks() - 2;
+    drop(producer);
+    for round in 0..40 {
+        // A frame and a half, and gone: with a reset where the answer to the first was not read.
+        let mut stream = TcpStream::connect(served.address).unwrap();
+        stream.write_all(&frame).unwrap();
+        let result = stream.write_all(&frame[..frame.len() / 2 + round]);
+        assert!(result.is_ok() || result.is_err_and(|e| e.kind() == ErrorKind::ConnectionReset));
+    }
+    assert!(settled(before), "{} tasks, {before} before", tasks());
+    served.engine.close().unwrap();
+}
