@@ -189,3 +189,29 @@ pub(super) fn enter(
         Err(io::Error::last_os_error().raw_os_error().unwrap_or(0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_cause_and_cure() {
+        let words = |errno| explain(io::Error::from_raw_os_error(errno)).to_string();
+        assert!(words(libc::ENOSYS).contains("CONFIG_IO_URING"), "{}", words(libc::ENOSYS));
+        let forbidden = words(libc::EPERM);
+        assert!(forbidden.contains("seccomp") && forbidden.contains("io_uring_disabled=0"), "{forbidden}");
+        assert!(words(libc::ENOMEM).contains("memlock"), "{}", words(libc::ENOMEM));
+        assert!(words(libc::EIO).contains("io_uring"), "{}", words(libc::EIO));
+    }
+
+    #[test]
+    fn every_step_down_asks_for_less_of_a_newer_kernel() {
+        for flags in STEPS {
+            match build(flags) {
+                Ok(_) => {}
+                // This kernel is older than the step.
+                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{flags:?}: {error}"),
+            }
+        }
+    }
+}
