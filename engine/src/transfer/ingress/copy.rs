@@ -35,6 +35,8 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Staging memory of one partition, oldest first. All but the last block are full or belong to an older segment.
 pub struct Stage {
     blocks: VecDeque<StageBlock>,
+    /// Bytes of memory that `blocks` keep.
+    held_bytes: usize,
     spare: VecDeque<LeaseMut>,
     /// Ends of batches that are accepted and not yet known to be written.
     ends: VecDeque<(LogPoint, Moment)>,
@@ -85,6 +87,7 @@ impl Stage {
     pub(super) fn new(end: LogPoint) -> Stage {
         Stage {
             blocks: VecDeque::with_capacity(16),
+            held_bytes: 0,
             spare: VecDeque::with_capacity(16),
             ends: VecDeque::with_capacity(256),
             staged: end,
@@ -120,8 +123,13 @@ impl Stage {
     pub(super) fn prime(&mut self, end: LogPoint, mut memory: LeaseMut) {
         let at = Position(end.position.0 / BLOCK * BLOCK);
         let there = memory.split_to(end.position.since(at) as usize).freeze();
-        self.blocks.push_back(StageBlock { segment: end.segment, at, filled: there, rest: memory });
+        self.hold(StageBlock { segment: end.segment, at, filled: there, rest: memory });
         self.staged = end;
+    }
+
+    fn hold(&mut self, block: StageBlock) {
+        self.held_bytes += block.filled.block_bytes();
+        self.blocks.push_back(block);
     }
 
     pub(super) fn accept(&mut self, batch: Lease, start: LogPoint, end: LogPoint, now: Moment) -> u64 {
@@ -139,7 +147,7 @@ impl Stage {
             if !fits {
                 let memory =
                     self.spare.pop_front().expect("memory was asked for before the batch was accepted");
-                self.blocks.push_back(StageBlock::new(start.segment, at, memory));
+                self.hold(StageBlock::new(start.segment, at, memory));
             }
             let filled = self.blocks.back_mut().expect("pushed above").fill(bytes);
             bytes = &bytes[filled..];
@@ -245,7 +253,7 @@ impl Stage {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.blocks.iter().map(|b| b.filled.block_bytes()).sum()
+        self.held_bytes
     }
 
     pub(super) fn evict_oldest(&mut self) -> bool {
@@ -254,8 +262,8 @@ impl Stage {
         let written = self.written.0 > segment || self.written.0 == segment && end <= self.written.1;
         // The last block holds the log end: without it the next append would have to read it back.
         let evict = written && !self.unit_under_way && self.blocks.len() > 1;
-        if evict {
-            self.blocks.pop_front();
+        if evict && let Some(block) = self.blocks.pop_front() {
+            self.held_bytes -= block.filled.block_bytes();
         }
         evict
     }
