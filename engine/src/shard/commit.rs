@@ -403,6 +403,7 @@ impl Partition {
     /// Ends its task and tells everybody who waits.
     pub(super) fn close(&self) {
         self.0.state.set(State::Closed);
+        self.0.common.release_cache(self);
         self.wake_everybody();
     }
 }

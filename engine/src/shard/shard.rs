@@ -14,7 +14,7 @@ use super::topics::{self, Topic};
 use super::wakers::Wakers;
 use crate::log::LogPoint;
 use crate::sys::{ArenaUse, DirLock, Ring, RingCounters};
-use crate::transfer::TransferCounters;
+use crate::transfer::{Staged, TransferCounters};
 use crate::types::{ShardId, TopicId};
 
 /// One core's worth of the engine. Cheap to clone; never leaves its thread.
@@ -282,6 +282,13 @@ impl Common {
                 self.recount(partition);
             }
         });
+    }
+
+    /// A closed partition keeps nothing: what it cached no longer counts against the others.
+    pub(super) fn release_cache(&self, partition: &Partition) {
+        let end = partition.marks().log_end;
+        *partition.0.staged.borrow_mut() = Staged::new(self.config.ingress, end);
+        self.recount(partition);
     }
 
     fn recount(&self, partition: &Partition) {
