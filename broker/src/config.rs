@@ -12,6 +12,8 @@ use crate::wire::FrameLimits;
 pub struct BrokerConfig {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Whether other shards of this node listen on the same address.
+    pub shared: bool,
     /// Where clients are told to come; the listening address where this is `None`.
     pub advertise: Option<(String, u16)>,
     /// Partitions of a topic that a client's question creates, or that is created without a number.
@@ -45,6 +47,7 @@ impl BrokerConfig {
             FrameLimits { frame_bytes_max: ringlog::sys::LEASE_BYTES_MAX - 4, ..FrameLimits::default() };
         BrokerConfig {
             listen,
+            shared: false,
             advertise: None,
             default_partitions: 1,
             auto_create_topics: true,

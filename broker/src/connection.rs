@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use ringlog::Shard;
-use ringlog::shard::Partition;
+use ringlog::shard::Route;
 use ringlog::sys::{Lease, Moment, Socket};
 
 use crate::config::{BYTES_IN_FLIGHT_MAX, BrokerConfig, REQUESTS_IN_FLIGHT_MAX};
@@ -160,14 +160,12 @@ impl Connection {
     }
 
     /// Says what is wrong with a batch, the 1st, 2nd, 4th, 8th time: who sends one sends many.
-    pub(crate) fn note_refused_batch(&self, partition: &Partition, code: ErrorCode, words: Option<&str>) {
+    pub(crate) fn note_refused_batch(&self, route: &Route, code: ErrorCode, words: Option<&str>) {
         let refused = self.refused_batches.get() + 1;
         self.refused_batches.set(refused);
         if refused.is_power_of_two() {
             let (peer, words) = (self.describe(), words.unwrap_or_default());
-            tracing::warn!(
-                "{partition}: a batch of {peer} is refused with {code}: {words} ({refused} so far)"
-            );
+            tracing::warn!("{route}: a batch of {peer} is refused with {code}: {words} ({refused} so far)");
         }
     }
 

@@ -2,15 +2,18 @@
 //!
 //! A long poll is registered on the partitions it asks about and looked at again when one of them moves; nothing is
 //! scanned by time. Sessions are not kept: every request is a full one and is answered with session id 0.
+//!
+//! Partitions of other cores are asked for before the first answer is written, so that their owners work at the same
+//! time; what they found is put into the answer in the order of the request.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use ringlog::log::OFFSET_UNKNOWN;
-use ringlog::shard::{Partition, Topic};
+use ringlog::shard::{Board, Fetching, Route, Topic};
 use ringlog::types::{Epoch, Offset, TopicId};
 
 use crate::config::REQUEST_PARTITIONS_MAX;
@@ -24,54 +27,86 @@ use crate::writer::Writer;
 
 /// What one answer holds at most, whatever the client asks for.
 const ANSWER_BYTES_MAX: i64 = 64 << 20;
+/// Partitions of other cores that are asked for ahead of the answer; each may hold a plan's worth of leases.
+const AHEAD_MAX: usize = 64;
+
+/// What becomes of one partition of a request.
+pub(crate) enum Wanted {
+    Found(Route),
+    UnderWay(Fetching, Route),
+    Refused(FetchOutcome<'static>),
+}
 
 pub(crate) async fn answer(
     writer: &mut Writer<'_>,
     header: &RequestHeader<'_>,
     decoder: &mut Decoder<'_>,
 ) -> Result<(), Fault> {
-    let request = FetchRequest::decode_from(decoder, header.version)?;
+    let version = header.version;
+    let request = FetchRequest::decode_from(decoder, version)?;
     check_count("partitions in a Fetch request", request.partition_count(), REQUEST_PARTITIONS_MAX)?;
     // 0 and -1 ask for everything anew, whatever session there was; anything else continues one, and there is none.
     if !matches!(request.session_epoch, 0 | -1) {
         let terms =
             FetchResponseTerms { error_code: ErrorCode::FetchSessionIdNotFound, ..Default::default() };
-        FetchResponseWriter::begin(&mut writer.frame, header.correlation_id, header.version, &terms, 0)?
+        FetchResponseWriter::begin(&mut writer.frame, header.correlation_id, version, &terms, 0)?
             .finish(&[])?;
         return writer.send_frame().await;
     }
-    wait_for_enough(writer, header.version, &request).await;
+    find_all(writer, version, &request).await;
+    if wait_for_enough(writer, &request).await {
+        // Something has moved: epochs, too, perhaps.
+        find_all(writer, version, &request).await;
+    }
 
     let mut left = i64::from(request.max_bytes).min(ANSWER_BYTES_MAX);
     let (egress, mut found_any) = (writer.broker.shard.config().egress, false);
+    let mut under_way = 0;
+    let asked = request.topics.iter().flat_map(|topic| topic.partitions.iter());
+    for (wanted, asked) in writer.wanted.iter_mut().zip(asked) {
+        let Wanted::Found(route) = &*wanted else { continue };
+        if route.here().is_none() && under_way < AHEAD_MAX {
+            under_way += 1;
+            let (route, bytes_max) = (route.clone(), i64::from(asked.partition_max_bytes).min(left).max(0));
+            let fetching = route.begin_fetch(Offset(asked.fetch_offset), bytes_max as u64, egress).await;
+            *wanted = Wanted::UnderWay(fetching, route);
+        }
+    }
+
     let terms = FetchResponseTerms::default();
     let (frame, pieces) = (&mut writer.frame, &mut writer.pieces);
-    let mut response = FetchResponseWriter::begin(
-        frame,
-        header.correlation_id,
-        header.version,
-        &terms,
-        request.topics.len(),
-    )?;
+    let mut found = writer.wanted.drain(..);
+    let mut response =
+        FetchResponseWriter::begin(frame, header.correlation_id, version, &terms, request.topics.len())?;
     for topic in request.topics.iter() {
-        let known = find(writer.broker, header.version, &topic);
         response.topic(topic.name, &topic.topic_id, topic.partitions.len());
-        for wanted in topic.partitions.iter() {
-            let partition = match check(header.version, known.as_ref(), &wanted) {
-                Ok(partition) => partition,
-                Err(outcome) => {
+        for asked in topic.partitions.iter() {
+            let offset = Offset(asked.fetch_offset);
+            let (fetching, route) = match found.next().expect("one for each that was asked for") {
+                Wanted::Refused(outcome) => {
                     response.partition(&outcome);
                     continue;
                 }
+                Wanted::UnderWay(fetching, route) => (Some(fetching), route),
+                Wanted::Found(route) => (None, route),
             };
             if found_any && left <= 0 {
-                response.partition(&full(&partition, &wanted));
+                drop(fetching);
+                response.partition(&full(&route, &asked));
                 continue;
             }
-            let bytes_max = i64::from(wanted.partition_max_bytes).min(left).max(0);
+            let bytes_max = i64::from(asked.partition_max_bytes).min(left).max(0) as u64;
             let first = pieces.len();
-            let fetched =
-                partition.fetch(Offset(wanted.fetch_offset), bytes_max as u64, egress, pieces).await;
+            let fetching = match fetching {
+                Some(fetching) => fetching,
+                None => route.begin_fetch(offset, bytes_max, egress).await,
+            };
+            let mut fetched = fetching.into(bytes_max, pieces).await;
+            // Asked for when there was more room than there is now: once more, with what is left.
+            if found_any && fetched.as_ref().is_ok_and(|fetched| fetched.bytes as i64 > left) {
+                pieces.truncate(first);
+                fetched = route.begin_fetch(offset, bytes_max, egress).await.into(bytes_max, pieces).await;
+            }
             let outcome = match fetched {
                 Ok(fetched) => {
                     let mut bytes = fetched.bytes;
@@ -82,65 +117,112 @@ pub(crate) async fn answer(
                     }
                     found_any |= bytes > 0;
                     left -= bytes as i64;
-                    FetchOutcome::read(wanted.index, fetched.high_watermark.0, fetched.log_start.0, bytes)
+                    FetchOutcome::read(asked.index, fetched.high_watermark.0, fetched.log_start.0, bytes)
                 }
                 Err(error) => {
                     pieces.truncate(first);
-                    failed(&partition, wanted.index, errors::of_fetch(&error))
+                    failed(route.board(), asked.index, errors::of_fetch(&error))
                 }
             };
             response.partition(&outcome);
         }
     }
+    drop(found);
     response.finish(&[])?;
     writer.send_frame().await
 }
 
-/// Waits until `min_bytes` can be read, something is wrong, or the time is up.
-async fn wait_for_enough(writer: &Writer<'_>, version: i16, request: &FetchRequest<'_>) {
+/// Looks up every partition of the request, in its order.
+async fn find_all(writer: &mut Writer<'_>, version: i16, request: &FetchRequest<'_>) {
+    writer.wanted.clear();
+    for topic in request.topics.iter() {
+        let known = find(writer.broker, version, &topic);
+        for asked in topic.partitions.iter() {
+            let wanted = match check(writer, version, known.as_ref(), &asked).await {
+                Ok(route) => Wanted::Found(route),
+                Err(outcome) => Wanted::Refused(outcome),
+            };
+            writer.wanted.push(wanted);
+        }
+    }
+}
+
+/// Waits until `min_bytes` can be read, something is wrong, or the time is up. False when there was nothing to wait for.
+async fn wait_for_enough(writer: &Writer<'_>, request: &FetchRequest<'_>) -> bool {
     let ring = writer.broker.shard.ring();
     let min_bytes = i64::from(request.min_bytes.min(request.max_bytes)).min(ANSWER_BYTES_MAX);
-    if min_bytes <= 0 || request.max_wait_ms <= 0 || has_enough(writer, version, request, min_bytes as u64) {
-        return;
+    if min_bytes <= 0 || request.max_wait_ms <= 0 || is_enough_at_a_glance(writer, request, min_bytes as u64)
+    {
+        return false;
     }
     let timer = &writer.timer;
     timer.arm(ring.now().plus(Duration::from_millis(request.max_wait_ms as u64)));
     let mut stop = pin!(writer.broker.shard.stopping());
-    poll_fn(|cx| {
-        // A poll may be told to last for weeks: a peer that left, and a stop, end it.
-        if writer.connection.has_input_ended(cx.waker()) || stop.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
+    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    loop {
+        // Noted and registered before the look, so that nothing can move in between unseen.
+        let noted = moves(writer);
+        if is_enough(writer, request, min_bytes as u64, &waker).await {
+            break;
         }
-        // Registered before the look, so that nothing can move in between unseen.
-        for topic in request.topics.iter() {
-            if let Some(known) = find(writer.broker, version, &topic) {
-                for wanted in topic.partitions.iter() {
-                    if let Some(partition) = partition_of(&known, wanted.index) {
-                        partition.watch(cx.waker());
-                    }
-                }
+        let moved = poll_fn(|cx| {
+            // A poll may be told to last for weeks: a peer that left, and a stop, end it.
+            if writer.connection.has_input_ended(cx.waker()) || stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(false);
             }
+            if moves(writer) != noted {
+                return Poll::Ready(true);
+            }
+            timer.poll_expired(cx).map(|()| false)
+        })
+        .await;
+        if !moved {
+            break;
         }
-        if has_enough(writer, version, request, min_bytes as u64) {
-            return Poll::Ready(());
-        }
-        timer.poll_expired(cx)
-    })
-    .await;
+    }
     timer.disarm();
+    true
 }
 
-fn has_enough(writer: &Writer<'_>, version: i16, request: &FetchRequest<'_>, min_bytes: u64) -> bool {
+fn moves(writer: &Writer<'_>) -> u64 {
+    let of = |wanted: &Wanted| match wanted {
+        Wanted::Found(route) | Wanted::UnderWay(_, route) => route.board().moves(),
+        Wanted::Refused(_) => 0,
+    };
+    writer.wanted.iter().map(of).fold(0, u64::wrapping_add)
+}
+
+/// What can be told without asking other cores: of theirs, that there is something.
+fn is_enough_at_a_glance(writer: &Writer<'_>, request: &FetchRequest<'_>, min_bytes: u64) -> bool {
+    let asked = request.topics.iter().flat_map(|topic| topic.partitions.iter());
     let mut bytes = 0u64;
-    for topic in request.topics.iter() {
-        let known = find(writer.broker, version, &topic);
-        for wanted in topic.partitions.iter() {
-            let Ok(partition) = check(version, known.as_ref(), &wanted) else { return true };
-            let Ok(readable) = partition.readable_bytes(Offset(wanted.fetch_offset)) else { return true };
-            bytes += readable;
-            if bytes >= min_bytes {
-                return true;
-            }
+    for (wanted, asked) in writer.wanted.iter().zip(asked) {
+        let Wanted::Found(route) = wanted else { return true };
+        let offset = Offset(asked.fetch_offset);
+        bytes += match route.here().map(|partition| partition.readable_bytes(offset)) {
+            Some(Ok(readable)) => readable,
+            Some(Err(_)) => return true,
+            None if offset < route.board().log_start() || offset > route.board().log_end() => return true,
+            None => u64::from(route.board().high_watermark() > offset),
+        };
+        if bytes >= min_bytes {
+            return true;
+        }
+    }
+    false
+}
+
+async fn is_enough(writer: &Writer<'_>, request: &FetchRequest<'_>, min_bytes: u64, watch: &Waker) -> bool {
+    let asked = request.topics.iter().flat_map(|topic| topic.partitions.iter());
+    let mut bytes = 0u64;
+    for (wanted, asked) in writer.wanted.iter().zip(asked) {
+        let Wanted::Found(route) = wanted else { return true };
+        let Ok(readable) = route.readable_bytes(Offset(asked.fetch_offset), watch).await else {
+            return true;
+        };
+        bytes += readable;
+        if bytes >= min_bytes {
+            return true;
         }
     }
     false
@@ -153,65 +235,73 @@ fn find(broker: &crate::connection::Broker, version: i16, topic: &FetchTopic<'_>
     }
 }
 
-fn partition_of(topic: &Topic, index: i32) -> Option<&Partition> {
-    topic.partitions.get(usize::try_from(index).ok()?)
-}
-
-/// The partition, or what is to be answered instead.
-fn check(
+/// The way to the partition, or what is to be answered instead.
+async fn check(
+    writer: &Writer<'_>,
     version: i16,
     topic: Option<&Rc<Topic>>,
     wanted: &FetchPartition,
-) -> Result<Partition, FetchOutcome<'static>> {
+) -> Result<Route, FetchOutcome<'static>> {
     let unknown = match version >= TOPIC_IDS_FROM {
         true => ErrorCode::UnknownTopicId,
         false => ErrorCode::UnknownTopicOrPartition,
     };
-    let topic = topic.ok_or(FetchOutcome::failed(wanted.index, unknown))?;
-    let partition = partition_of(topic, wanted.index)
-        .ok_or(FetchOutcome::failed(wanted.index, ErrorCode::UnknownTopicOrPartition))?;
-    check_epoch(partition, wanted.current_leader_epoch)
-        .map_err(|code| FetchOutcome::failed(wanted.index, code))?;
-    if wanted.last_fetched_epoch >= 0 {
-        let (epoch, end) = partition.end_offset_for(Epoch(wanted.last_fetched_epoch));
+    let refused = |code| FetchOutcome::failed(wanted.index, code);
+    let topic = topic.ok_or(refused(unknown))?;
+    let route = writer.broker.shard.route(topic, wanted.index);
+    let route = route.ok_or(refused(ErrorCode::UnknownTopicOrPartition))?;
+    let board = route.board();
+    check_epoch(board.epoch(), wanted.current_leader_epoch).map_err(refused)?;
+    // Who read the last record in the reign that still goes on has not diverged.
+    let fetched = Epoch(wanted.last_fetched_epoch);
+    let same_reign = fetched == board.epoch() && Offset(wanted.fetch_offset) <= board.log_end();
+    if fetched.0 >= 0 && !same_reign {
+        let end = route.with(move |partition| async move { partition.end_offset_for(fetched) }).await;
+        let (epoch, end) = end.ok_or(refused(ErrorCode::NotLeaderOrFollower))?;
         // Nothing is known that old: an end of -1 would read as "not diverged", and the client would ask for ever.
         if epoch == Epoch::NONE || end == OFFSET_UNKNOWN {
-            return Err(failed(partition, wanted.index, ErrorCode::OffsetOutOfRange));
+            return Err(failed(route.board(), wanted.index, ErrorCode::OffsetOutOfRange));
         }
-        if epoch.0 < wanted.last_fetched_epoch || end < Offset(wanted.fetch_offset) {
-            let marks = partition.marks();
-            let read = FetchOutcome::read(wanted.index, marks.high_watermark.offset.0, marks.log_start.0, 0);
+        if epoch < fetched || end < Offset(wanted.fetch_offset) {
+            let read = read_nothing(route.board(), wanted.index);
             let diverging_epoch = EpochEndOffset { epoch: epoch.0, end_offset: end.0 };
             return Err(FetchOutcome { diverging_epoch, ..read });
         }
     }
-    Ok(partition.clone())
+    Ok(route)
 }
 
 /// Whether a client knows the same reign as we do. -1 says that it does not care.
-pub(crate) fn check_epoch(partition: &Partition, known: i32) -> Result<(), ErrorCode> {
+pub(crate) fn check_epoch(current: Epoch, known: i32) -> Result<(), ErrorCode> {
     match known {
-        epoch if epoch < 0 || epoch == partition.epoch().0 => Ok(()),
-        epoch if epoch < partition.epoch().0 => Err(ErrorCode::FencedLeaderEpoch),
+        epoch if epoch < 0 || epoch == current.0 => Ok(()),
+        epoch if epoch < current.0 => Err(ErrorCode::FencedLeaderEpoch),
         _ => Err(ErrorCode::UnknownLeaderEpoch),
     }
 }
 
-/// A partition for which the answer has no room left. What is wrong with it is said all the same.
-fn full(partition: &Partition, wanted: &FetchPartition) -> FetchOutcome<'static> {
-    let marks = partition.marks();
-    match partition.readable_bytes(Offset(wanted.fetch_offset)) {
-        Ok(_) => FetchOutcome::read(wanted.index, marks.high_watermark.offset.0, marks.log_start.0, 0),
-        Err(error) => failed(partition, wanted.index, errors::of_fetch(&error)),
-    }
+fn read_nothing(board: &Board, index: i32) -> FetchOutcome<'static> {
+    FetchOutcome::read(index, board.high_watermark().0, board.log_start().0, 0)
 }
 
-fn failed(partition: &Partition, index: i32, code: ErrorCode) -> FetchOutcome<'static> {
-    let marks = partition.marks();
+/// A partition for which the answer has no room left. What is wrong with it is said all the same.
+fn full(route: &Route, wanted: &FetchPartition) -> FetchOutcome<'static> {
+    let (board, offset) = (route.board(), Offset(wanted.fetch_offset));
+    if let Some(Err(error)) = route.here().map(|partition| partition.readable_bytes(offset)) {
+        return failed(board, wanted.index, errors::of_fetch(&error));
+    }
+    if offset < board.log_start() || offset > board.log_end() {
+        return failed(board, wanted.index, ErrorCode::OffsetOutOfRange);
+    }
+    read_nothing(board, wanted.index)
+}
+
+fn failed(board: &Board, index: i32, code: ErrorCode) -> FetchOutcome<'static> {
+    let high_watermark = board.high_watermark().0;
     FetchOutcome {
-        high_watermark: marks.high_watermark.offset.0,
-        last_stable_offset: marks.high_watermark.offset.0,
-        log_start_offset: marks.log_start.0,
+        high_watermark,
+        last_stable_offset: high_watermark,
+        log_start_offset: board.log_start().0,
         ..FetchOutcome::failed(index, code)
     }
 }

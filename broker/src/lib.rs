@@ -1,6 +1,7 @@
 //! A log server that speaks the Kafka protocol over the ringlog engine.
 //!
-//! [`serve`] runs on a shard: it accepts connections there and answers requests from the partitions that live there.
+//! [`start`] puts it on an engine: a listener on every shard, all on one address. [`serve`] is what runs on each: it
+//! accepts connections and answers requests, from the partitions that live there or through lanes from other shards.
 //! Each connection has two tasks, a reader and a writer, with a bounded queue of requests between them. `wire` is the
 //! protocol as bytes; the handlers, one a file, say what a message means.
 
@@ -14,8 +15,10 @@ mod metadata;
 mod produce;
 mod reader;
 mod serve;
+mod start;
 pub mod wire;
 mod writer;
 
 pub use config::{BrokerConfig, CONNECTIONS_MAX};
-pub use serve::{Bound, bind, serve};
+pub use serve::{Bound, Served, bind, serve};
+pub use start::{Serving, start};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ringlog::shard::{FetchError, Partition};
+use ringlog::shard::{FetchError, Partition, Route};
 use ringlog::types::{Offset, Timestamp};
 
 use crate::config::REQUEST_PARTITIONS_MAX;
@@ -34,13 +34,13 @@ pub(crate) async fn answer(
         let known = writer.broker.shard.topic(topic.name);
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for wanted in &topic.partitions {
-            let place = usize::try_from(wanted.partition_index).ok();
-            let partition = known.as_ref().and_then(|t| t.partitions.get(place?));
-            partitions.push(match partition {
+            let shard = &writer.broker.shard;
+            let route = known.as_ref().and_then(|topic| shard.route(topic, wanted.partition_index));
+            partitions.push(match route {
                 _ if asked[&(topic.name, wanted.partition_index)] > 1 => {
                     refused(wanted, ErrorCode::InvalidRequest)
                 }
-                Some(partition) => one(partition, wanted).await,
+                Some(route) => one(&route, wanted).await,
                 None => refused(wanted, ErrorCode::UnknownTopicOrPartition),
             });
         }
@@ -56,11 +56,12 @@ fn refused(wanted: &ListOffsetsPartition, error_code: ErrorCode) -> ListOffsetsP
     ListOffsetsPartitionResponse { partition_index, error_code, ..ListOffsetsPartitionResponse::default() }
 }
 
-async fn one(partition: &Partition, wanted: &ListOffsetsPartition) -> ListOffsetsPartitionResponse {
-    if let Err(code) = check_epoch(partition, wanted.current_leader_epoch) {
+async fn one(route: &Route, wanted: &ListOffsetsPartition) -> ListOffsetsPartitionResponse {
+    let epoch = route.board().epoch();
+    if let Err(code) = check_epoch(epoch, wanted.current_leader_epoch) {
         return refused(wanted, code);
     }
-    match look(partition, wanted.timestamp).await {
+    match look(route, wanted.timestamp).await {
         Ok(found) => {
             let none = (Offset(-1), Timestamp::NONE);
             let (offset, timestamp) = found.unwrap_or(none);
@@ -69,24 +70,32 @@ async fn one(partition: &Partition, wanted: &ListOffsetsPartition) -> ListOffset
                 error_code: ErrorCode::None,
                 timestamp: timestamp.0,
                 offset: offset.0,
-                leader_epoch: if found.is_some() { partition.epoch().0 } else { -1 },
+                leader_epoch: if found.is_some() { epoch.0 } else { -1 },
             }
         }
         Err(error) => refused(wanted, errors::of_fetch(&error)),
     }
 }
 
-async fn look(partition: &Partition, timestamp: i64) -> Result<Option<(Offset, Timestamp)>, FetchError> {
-    let marks = partition.marks();
+async fn look(route: &Route, timestamp: i64) -> Result<Option<(Offset, Timestamp)>, FetchError> {
     match timestamp {
-        TIMESTAMP_LATEST => Ok(Some((marks.high_watermark.offset, Timestamp::NONE))),
-        TIMESTAMP_EARLIEST | TIMESTAMP_EARLIEST_LOCAL => Ok(Some((marks.log_start, Timestamp::NONE))),
-        TIMESTAMP_MAX => match partition.largest_timestamp() {
-            Some(largest) => partition.offset_for_timestamp(largest).await,
-            None => Ok(None),
-        },
+        TIMESTAMP_LATEST => Ok(Some((route.board().high_watermark(), Timestamp::NONE))),
+        TIMESTAMP_EARLIEST | TIMESTAMP_EARLIEST_LOCAL => {
+            Ok(Some((route.board().log_start(), Timestamp::NONE)))
+        }
         // Names that belong to tiered storage, which there is none of.
-        named if named < 0 => Ok(None),
-        timestamp => partition.offset_for_timestamp(Timestamp(timestamp)).await,
+        named if named < 0 && named != TIMESTAMP_MAX => Ok(None),
+        timestamp => {
+            let search = move |partition: Partition| async move {
+                match timestamp {
+                    TIMESTAMP_MAX => match partition.largest_timestamp() {
+                        Some(largest) => partition.offset_for_timestamp(largest).await,
+                        None => Ok(None),
+                    },
+                    timestamp => partition.offset_for_timestamp(Timestamp(timestamp)).await,
+                }
+            };
+            route.with(search).await.unwrap_or(Err(FetchError::Closed))
+        }
     }
 }

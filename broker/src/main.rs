@@ -3,13 +3,13 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::mpsc;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
+use ringlog::sys::topology;
 use ringlog::{Ack, Egress, Engine, EngineConfig, Ingress};
-use ringlog_broker::{BrokerConfig, bind, serve};
+use ringlog_broker::{BrokerConfig, start};
 
 #[derive(Parser)]
 #[command(name = "ringlog-broker", version, about = "A log server that speaks the Kafka protocol")]
@@ -56,9 +56,66 @@ struct Serve {
     /// This node's number in a new data directory.
     #[arg(long, default_value_t = 1)]
     node_id: i32,
-    /// The core to run on; the first allowed one if not given.
-    #[arg(long)]
-    core: Option<usize>,
+    /// The cores to run on, a shard on each: how many (4), or which (0,2-5; 3-3 for one); all allowed ones within the
+    /// CPU quota if not given.
+    #[arg(long, value_name = "N|LIST", value_parser = cores)]
+    cores: Option<Cores>,
+}
+
+/// What `--cores` asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Cores {
+    These(Vec<usize>),
+    Count(usize),
+}
+
+fn cores(text: &str) -> Result<Cores, String> {
+    let number = |word: &str| word.parse::<usize>().map_err(|_| format!("\"{word}\" is not a number"));
+    if !text.contains(['-', ',']) {
+        return number(text).map(Cores::Count);
+    }
+    let mut list = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last || last - first > 1023 {
+            return Err(format!("{part} is no range of cores"));
+        }
+        list.extend(first..=last);
+    }
+    match (1..list.len()).find(|&at| list[..at].contains(&list[at])) {
+        Some(twice) => Err(format!("core {} stands twice in {text}", list[twice])),
+        None => Ok(Cores::These(list)),
+    }
+}
+
+impl Cores {
+    /// The cores to run on, and what is to be said of the choice.
+    fn choose(told: Option<&Cores>) -> anyhow::Result<(Vec<usize>, String)> {
+        let usable = topology::usable_cores()?;
+        let quota = topology::quota_cores();
+        let chosen = match told {
+            None => usable.clone(),
+            Some(Cores::These(list)) => list.clone(),
+            Some(Cores::Count(count)) => {
+                let allowed = topology::allowed_cores()?;
+                anyhow::ensure!(
+                    (1..=allowed.len()).contains(count),
+                    "--cores {count}: this process may use {} cores: {allowed:?} (one of them alone is N-N)",
+                    allowed.len()
+                );
+                allowed[..*count].to_vec()
+            }
+        };
+        let mut words = format!("cores {chosen:?}, a shard on each");
+        if let Some(quota) = quota {
+            words.push_str(&format!("; the CPU quota is {quota} cores"));
+            if chosen.len() as f64 > quota {
+                words.push_str(": shards will be throttled");
+            }
+        }
+        Ok((chosen, words))
+    }
 }
 
 fn host_and_port(text: &str) -> Result<(String, u16), String> {
@@ -81,7 +138,8 @@ fn main() -> anyhow::Result<()> {
 fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     anyhow::ensure!(told.partitions > 0, "--partitions {}: at least one is needed", told.partitions);
     let mut config = EngineConfig::new(&told.data_dir);
-    config.core = told.core;
+    let (cores, chosen) = Cores::choose(told.cores.as_ref())?;
+    config.cores = Some(cores);
     config.shard.ingress = told.ingress;
     config.shard.egress = told.egress;
     config.shard.node_id = told.node_id;
@@ -89,6 +147,7 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     config.shard.topic_defaults.log.batch_bytes_max = told.message_bytes_max;
     let engine = Engine::open(config).with_context(|| format!("opening {}", told.data_dir.display()))?;
     println!("{}", engine.capabilities());
+    println!("{chosen}");
     println!(
         "data in {}: ingress {}, egress {}, appends wait for {}",
         told.data_dir.display(),
@@ -101,31 +160,41 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     broker.advertise.clone_from(&told.advertise);
     broker.default_partitions = told.partitions;
     broker.auto_create_topics = told.auto_create_topics;
-    let (tell, told_address) = mpsc::sync_channel(1);
-    engine.serve_on_each_shard(move |shard| async move {
-        match bind(&shard, broker) {
-            Ok(bound) => {
-                let _ = tell.send(Ok(bound.address()));
-                serve(bound).await;
-            }
-            Err(error) => {
-                let _ = tell.send(Err(error));
-            }
-        }
-    })?;
-    let listening = told_address.recv().context("the shard ended before it listened")?;
-    match listening {
-        Ok(address) => {
-            println!("listening on {address}");
-            std::io::stdout().flush()?;
-        }
+    let serving = match start(&engine, broker) {
+        Ok(serving) => serving,
         Err(error) => {
             engine.close()?;
             return Err(error.into());
         }
-    }
+    };
+    println!("listening on {}", serving.address());
+    std::io::stdout().flush()?;
     let signal = stop_signals.wait().context("waiting for a signal")?;
     tracing::info!("{signal}: answering what is under way, then stopping");
+    let cores = engine.cores().to_vec();
     engine.close().context("stopping cleanly")?;
+    let spread: Vec<String> = std::iter::zip(cores, serving.ended())
+        .map(|(core, served)| match served {
+            Some(served) => format!("core {core}: {}", served.accepted),
+            None => format!("core {core}: dropped before it ended"),
+        })
+        .collect();
+    println!("connections: {}", spread.join(", "));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_a_list_or_a_count_and_nonsense_is_refused_by_name() {
+        assert_eq!(cores("3-3"), Ok(Cores::These(vec![3])));
+        assert_eq!(cores("0,2-4"), Ok(Cores::These(vec![0, 2, 3, 4])));
+        assert_eq!(cores("2"), Ok(Cores::Count(2)));
+        for (text, named) in [("x", "\"x\""), ("3-1", "3-1"), ("1,0-2", "core 1"), ("", "\"\"")] {
+            assert!(cores(text).unwrap_err().contains(named), "{text}");
+        }
+        assert!(Cores::choose(Some(&Cores::Count(0))).unwrap_err().to_string().contains("cores 0"));
+    }
 }

@@ -54,13 +54,11 @@ pub(crate) async fn answer(
         Found::Topic(topic) => MetadataTopic {
             name: Some(&topic.name),
             topic_id: topic.id.0,
-            partitions: topic
-                .partitions
-                .iter()
-                .map(|partition| MetadataPartition {
-                    partition_index: partition.index(),
+            partitions: (0..topic.partition_count())
+                .map(|index| MetadataPartition {
+                    partition_index: index,
                     leader_id: node,
-                    leader_epoch: partition.epoch().0,
+                    leader_epoch: topic.board(index).map_or(-1, |board| board.epoch().0),
                     replica_nodes: vec![node],
                     isr_nodes: vec![node],
                     ..MetadataPartition::default()

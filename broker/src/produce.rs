@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use ringlog::log::check_produced;
-use ringlog::shard::{Partition, Stage, Ticket, Topic};
+use ringlog::shard::{Acked, Promise, Route, Stage, Topic};
 use ringlog::sys::{LeaseMut, Moment};
 use ringlog::types::TopicId;
 
@@ -56,7 +56,8 @@ struct Outcome {
 enum Fate {
     /// Looks good so far; every one of these is decided before the request is queued.
     Undecided,
-    Appended(Ticket),
+    Promised(Promise),
+    Appended(Acked),
     /// Why not, and where more is known than the code says, in words.
     Refused(ErrorCode, Option<String>),
 }
@@ -77,26 +78,26 @@ impl Produced {
     pub(crate) fn first_error(&self) -> Option<ErrorCode> {
         self.outcomes.iter().find_map(|outcome| match &outcome.fate {
             Fate::Refused(code, _) => Some(*code),
-            Fate::Appended(_) | Fate::Undecided => None,
+            Fate::Promised(_) | Fate::Appended(_) | Fate::Undecided => None,
         })
     }
 
     /// Whether the answer can be given without waiting.
     pub(crate) fn is_ready(&self) -> bool {
         self.outcomes.iter().all(|outcome| match &outcome.fate {
-            Fate::Appended(ticket) => ticket.look().is_some(),
-            Fate::Refused(..) | Fate::Undecided => true,
+            Fate::Promised(promise) => promise.look().is_some(),
+            Fate::Appended(_) | Fate::Refused(..) | Fate::Undecided => true,
         })
     }
 
     /// Waits until every promise holds or is broken.
     pub(crate) async fn settle(&mut self) {
         for outcome in &mut self.outcomes {
-            if let Fate::Appended(ticket) = &outcome.fate
-                && let Err(error) = ticket.reached().await
-            {
-                outcome.fate = Fate::Refused(errors::of_append(&error), Some(error.to_string()));
-            }
+            let Fate::Promised(promise) = &outcome.fate else { continue };
+            outcome.fate = match promise.kept().await {
+                Ok(acked) => Fate::Appended(acked),
+                Err(error) => Fate::Refused(errors::of_append(&error), Some(error.to_string())),
+            };
         }
     }
 
@@ -107,20 +108,22 @@ impl Produced {
         let mut outcomes = self.outcomes.iter();
         for topic in &self.topics {
             let (name, id) = match &topic.name {
-                TopicName::Known(topic) => (topic.name.as_str(), topic.id.0),
+                TopicName::Known(topic) => (&*topic.name, topic.id.0),
                 TopicName::Unknown(name, id) => (name.as_str(), *id),
             };
             writer.topic(name, &id, topic.partitions);
             for outcome in outcomes.by_ref().take(topic.partitions) {
                 writer.partition(&match &outcome.fate {
-                    Fate::Appended(ticket) => {
-                        ProduceOutcome::appended(outcome.index, ticket.base_offset.0, -1, outcome.log_start)
+                    Fate::Appended(acked) => {
+                        ProduceOutcome::appended(outcome.index, acked.offset.0, -1, outcome.log_start)
                     }
                     Fate::Refused(code, words) => ProduceOutcome {
                         error_message: words.as_deref(),
                         ..ProduceOutcome::refused(outcome.index, *code)
                     },
-                    Fate::Undecided => unreachable!("every batch was appended or refused"),
+                    Fate::Undecided | Fate::Promised(_) => {
+                        unreachable!("every batch was appended or refused")
+                    }
                 });
             }
         }
@@ -159,12 +162,13 @@ pub(crate) async fn take(
         cut = range.end;
         let Fate::Undecided = produced.outcomes[number].fate else { continue };
         let TopicName::Known(known) = &produced.topics[topic].name else { continue };
-        let partition = known.partitions[produced.outcomes[number].index as usize].clone();
-        let fate = append(&partition, batch, produced.version, received).await;
+        let route = broker.shard.route(known, produced.outcomes[number].index);
+        let route = route.expect("there is such a partition: looked up above");
+        let fate = append(&route, batch, produced.version, received).await;
         if let Fate::Refused(code, words) = &fate {
-            connection.note_refused_batch(&partition, *code, words.as_deref());
+            connection.note_refused_batch(&route, *code, words.as_deref());
         }
-        produced.outcomes[number].log_start = partition.marks().log_start.0;
+        produced.outcomes[number].log_start = route.board().log_start().0;
         produced.outcomes[number].fate = fate;
     }
     Ok(produced)
@@ -194,7 +198,7 @@ fn look(
         };
         let partitions = topic.partitions.len();
         for partition in topic.partitions.iter() {
-            let there = known.as_ref().and_then(|t| t.partitions.get(usize::try_from(partition.index).ok()?));
+            let there = known.as_ref().and_then(|topic| topic.board(partition.index));
             let fate = match (&known, there, &partition.records) {
                 _ if !matches!(request.acks, -1..=1) => refused(ErrorCode::InvalidRequiredAcks),
                 (None, ..) if by_id => refused(ErrorCode::UnknownTopicId),
@@ -218,7 +222,7 @@ fn look(
 
 /// Every append asks for what its topic asks for, acks=0 too: consumers of a durable topic see what is flushed, so a
 /// batch that nobody wants flushed would stay out of sight until another one comes.
-async fn append(partition: &Partition, batch: LeaseMut, version: i16, received: Moment) -> Fate {
+async fn append(route: &Route, batch: LeaseMut, version: i16, received: Moment) -> Fate {
     let refused = |code, words: String| Fate::Refused(code, Some(words));
     let header = match check_produced(&batch) {
         Ok(header) => header,
@@ -232,8 +236,8 @@ async fn append(partition: &Partition, batch: LeaseMut, version: i16, received: 
         let words = format!("zstd in version {version}: it is known from version {ZSTD_FROM} on");
         return refused(ErrorCode::UnsupportedCompressionType, words);
     }
-    match partition.append(batch, header, None, received).await {
-        Ok(ticket) => Fate::Appended(ticket),
+    match route.append(batch, header, None, received).await {
+        Ok(promise) => Fate::Promised(promise),
         Err(error) => refused(errors::of_append(&error), error.to_string()),
     }
 }

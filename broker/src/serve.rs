@@ -26,6 +26,16 @@ const CLOSING_TIME_MAX: Duration = Duration::from_secs(1);
 pub struct Bound {
     broker: Rc<Broker>,
     listener: Listener,
+    accepted: Cell<u64>,
+}
+
+/// What serving came to on one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Connections that were accepted.
+    pub accepted: u64,
+    /// Of these, how many had to be cut off before all their answers were out.
+    pub cut_off: usize,
 }
 
 /// Listens on `config.listen`. Clients may connect from here on; they are answered by [`serve`].
@@ -49,7 +59,7 @@ pub fn bind(shard: &Shard, config: BrokerConfig) -> io::Result<Bound> {
         );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let listener = shard.ring().listen(config.listen)?;
+    let listener = shard.ring().listen(config.listen, config.shared)?;
     let bound = listener.address();
     let advertised = config.advertise.clone().unwrap_or_else(|| (bound.ip().to_string(), bound.port()));
     let broker = Broker {
@@ -59,7 +69,7 @@ pub fn bind(shard: &Shard, config: BrokerConfig) -> io::Result<Bound> {
         refused_connections: Cell::new(0),
         connections: RefCell::new(Vec::new()),
     };
-    Ok(Bound { broker: Rc::new(broker), listener })
+    Ok(Bound { broker: Rc::new(broker), listener, accepted: Cell::new(0) })
 }
 
 impl Bound {
@@ -70,15 +80,17 @@ impl Bound {
     }
 }
 
-/// Accepts and answers until the shard is asked to stop; then answers what is under way and closes. Returns how many
-/// connections had to be cut off before all their answers were out.
-pub async fn serve(bound: Bound) -> usize {
-    let Bound { broker, listener } = bound;
+/// Accepts and answers until the shard is asked to stop; then answers what is under way and closes.
+pub async fn serve(bound: Bound) -> Served {
+    let Bound { broker, listener, accepted: count } = bound;
     let shard = broker.shard.clone();
     shard.spawn(close_silent(broker.clone()));
     while let Some(accepted) = until_stop(&shard, shard.ring().accept(&listener)).await {
         match accepted {
-            Ok(socket) => start(&broker, socket),
+            Ok(socket) => {
+                count.set(count.get() + 1);
+                start(&broker, socket);
+            }
             Err(error) => {
                 // Out of descriptors, most likely: those who wait are served when others leave.
                 tracing::warn!("accepting on {}: {error}", listener.address());
@@ -102,7 +114,7 @@ pub async fn serve(bound: Bound) -> usize {
     while !broker.connections.borrow().is_empty() && shard.ring().now() < patience {
         shard.ring().sleep(Duration::from_millis(1)).await;
     }
-    cut_off
+    Served { accepted: count.get(), cut_off }
 }
 
 fn start(broker: &Rc<Broker>, socket: Socket) {

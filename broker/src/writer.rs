@@ -8,6 +8,7 @@ use ringlog::transfer::{Piece, Response, send};
 
 use crate::connection::{Broker, Connection, Entry};
 use crate::errors::Fault;
+use crate::fetch::Wanted;
 use crate::wire::api_versions::{ApiVersionsRequest, ApiVersionsResponse};
 use crate::wire::{
     ApiKey, Decoder, Encode, Encoder, GappedFrame, Message, RequestHeader, Segment, encode_response,
@@ -30,6 +31,7 @@ pub(crate) async fn run(broker: Rc<Broker>, connection: Rc<Connection>) {
         answers: Vec::with_capacity(4096),
         frame: GappedFrame::with_capacity(1024, 16),
         pieces: Vec::with_capacity(16),
+        wanted: Vec::with_capacity(16),
         response: Response::default(),
     };
     if let Err(fault) = writer.run().await {
@@ -51,6 +53,8 @@ pub(crate) struct Writer<'a> {
     /// The fetch response under way, and the pieces for its gaps.
     pub frame: GappedFrame,
     pub pieces: Vec<Piece>,
+    /// What a fetch asks for, while it is answered.
+    pub wanted: Vec<Wanted>,
     response: Response,
 }
 

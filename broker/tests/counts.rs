@@ -4,13 +4,13 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use ringlog::log::BatchBuilder;
-use ringlog::sys::{Ring, UringOptions};
-use ringlog::types::{ShardId, Timestamp};
+use ringlog::sys::{Ring, UringOptions, topology};
+use ringlog::types::Timestamp;
 use ringlog::{
     Ack, Egress, Engine, EngineConfig, EngineCounters, Ingress, Shard, ShardConfig, TopicConfig, block_on,
 };
@@ -21,7 +21,7 @@ use ringlog_broker::wire::produce::{ProduceRequestWriter, ProduceResponse, Produ
 use ringlog_broker::wire::{
     ApiKey, Decoder, Encoder, ErrorCode, GappedFrame, Message, RequestHeader, decode_response_header,
 };
-use ringlog_broker::{BrokerConfig, bind, serve};
+use ringlog_broker::{BrokerConfig, bind, serve, start};
 
 const PRODUCE_VERSION: i16 = 9;
 const FETCH_VERSION: i16 = 12;
@@ -40,23 +40,16 @@ impl Served {
         let dir = tempfile::tempdir().unwrap();
         let mut config = EngineConfig::new(dir.path());
         (config.shard.ingress, config.shard.egress) = (ingress, egress);
+        config.cores = Some(topology::usable_cores().unwrap()[..1].to_vec());
         let engine = Engine::open(config).unwrap();
         let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
         block_on(engine.create_topic(TOPIC, 4, topic)).unwrap();
-        let (tell, told) = mpsc::sync_channel(1);
-        let broker = BrokerConfig::new("127.0.0.1:0".parse().unwrap());
-        engine
-            .serve_on_each_shard(move |shard| async move {
-                let bound = bind(&shard, broker).unwrap();
-                tell.send(bound.address()).unwrap();
-                serve(bound).await;
-            })
-            .unwrap();
-        Served { address: told.recv().unwrap(), engine, _dir: dir }
+        let serving = start(&engine, BrokerConfig::new("127.0.0.1:0".parse().unwrap())).unwrap();
+        Served { address: serving.address(), engine, _dir: dir }
     }
 
     fn counters(&self) -> EngineCounters {
-        block_on(self.engine.counters()).unwrap()
+        block_on(self.engine.counters()).unwrap().swap_remove(0)
     }
 }
 
@@ -192,7 +185,7 @@ fn ten_thousand_appends_and_fetches_within_one_segment_do_not_allocate() {
 
 /// A shard with a topic, on the calling thread's ring, and a broker on it.
 async fn serving(ring: Ring, config: ShardConfig) -> (Shard, SocketAddr) {
-    let shard = Shard::open(&ring, ShardId(0), config).await.unwrap();
+    let shard = Shard::open(&ring, config).await.unwrap();
     let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
     shard.create_topic(TOPIC, 4, topic).await.unwrap();
     let bound = bind(&shard, BrokerConfig::new("127.0.0.1:0".parse().unwrap())).unwrap();

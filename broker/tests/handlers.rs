@@ -4,10 +4,10 @@
 use std::borrow::Cow;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use ringlog::log::BatchBuilder;
+use ringlog::sys::topology;
 use ringlog::types::Timestamp;
 use ringlog::{Ack, Engine, EngineConfig, TopicConfig, block_on};
 use ringlog_broker::wire::api_versions::{ApiVersionsRequest, ApiVersionsResponse};
@@ -27,7 +27,7 @@ use ringlog_broker::wire::{
     ApiKey, Encode, Encoder, ErrorCode, GappedFrame, Message, RequestHeader, Segment, Uuid, decode_response,
     encode_request,
 };
-use ringlog_broker::{BrokerConfig, bind, serve};
+use ringlog_broker::{BrokerConfig, Serving, start};
 
 /// Whoever waits that long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,14 +36,19 @@ const TOPIC: &str = "events";
 struct Served {
     engine: Engine,
     address: SocketAddr,
-    /// When serving ended: how many connections were cut off.
-    cut_off: mpsc::Receiver<usize>,
+    serving: Serving,
     _home: tempfile::TempDir,
 }
 
+/// On every core that there is.
 fn served(change: impl FnOnce(&mut BrokerConfig)) -> Served {
+    served_on(topology::usable_cores().unwrap(), change)
+}
+
+fn served_on(cores: Vec<usize>, change: impl FnOnce(&mut BrokerConfig)) -> Served {
     let home = tempfile::tempdir().unwrap();
     let mut config = EngineConfig::new(home.path());
+    config.cores = Some(cores);
     config.shard.arena_bytes_max = 128 << 20;
     config.shard.tail_cache_bytes_max = 8 << 20;
     config.shard.topic_defaults.ack = Ack::Written;
@@ -52,16 +57,8 @@ fn served(change: impl FnOnce(&mut BrokerConfig)) -> Served {
     block_on(engine.create_topic(TOPIC, 3, topic)).unwrap();
     let mut broker = BrokerConfig::new("127.0.0.1:0".parse().unwrap());
     change(&mut broker);
-    let (tell, told) = mpsc::sync_channel(1);
-    let (tell_end, cut_off) = mpsc::sync_channel(1);
-    let start = move |shard| async move {
-        let bound = bind(&shard, broker).unwrap();
-        tell.send(bound.address()).unwrap();
-        let _ = tell_end.send(serve(bound).await);
-    };
-    engine.serve_on_each_shard(start).unwrap();
-    let address = told.recv_timeout(PATIENCE).unwrap();
-    Served { engine, address, cut_off, _home: home }
+    let serving = start(&engine, broker).unwrap();
+    Served { engine, address: serving.address(), serving, _home: home }
 }
 
 impl Served {
@@ -73,7 +70,7 @@ impl Served {
     }
 
     fn leased_bytes(&self) -> u64 {
-        block_on(self.engine.counters()).unwrap().shard.arena.leased_bytes
+        block_on(self.engine.counters()).unwrap().iter().map(|c| c.shard.arena.leased_bytes).sum()
     }
 }
 
@@ -236,7 +233,8 @@ fn a_refused_batch_is_told_why() {
 
 #[test]
 fn connections_beyond_the_limit_are_closed_and_leave_room_when_others_go() {
-    let served = served(|config| config.connections_max = 2);
+    let one_core = topology::usable_cores().unwrap()[..1].to_vec();
+    let served = served_on(one_core, |config| config.connections_max = 2);
     let good = batch_of(10, 1);
     let (mut one, mut two) = (served.client(), served.client());
     assert_eq!(one.produce(9, (TOPIC, &NO_ID), &good), (ErrorCode::None, 0));
@@ -349,7 +347,8 @@ fn long_polls_end_by_time_by_their_client_and_by_a_stop() {
     served.engine.close().unwrap();
     assert_eq!(stopped.receive_fetch(12).1[0].record_bytes, 0, "a stop answers what is under way");
     assert!(stopped.is_closed());
-    assert_eq!(served.cut_off.recv_timeout(PATIENCE), Ok(0), "and waits for nobody who has all answers");
+    let cut_off: usize = served.serving.ended().iter().flatten().map(|served| served.cut_off).sum();
+    assert_eq!(cut_off, 0, "and waits for nobody who has all answers");
 }
 
 #[test]

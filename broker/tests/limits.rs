@@ -4,11 +4,11 @@ mod common;
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{Client, batch, produce_frame};
 use ringlog::log::{BatchBuilder, crc32c};
+use ringlog::sys::topology;
 use ringlog::types::Timestamp;
 use ringlog::{Ack, Engine, EngineConfig, TopicConfig, block_on};
 use ringlog_broker::wire::create_topics::{CreatableTopic, CreateTopicsRequest, CreateTopicsResponse};
@@ -21,7 +21,7 @@ use ringlog_broker::wire::produce::{ProduceRequestWriter, ProduceResponse, Produ
 use ringlog_broker::wire::{
     ApiKey, Encode, Encoder, ErrorCode, GappedFrame, Message, decode_response, encode_request,
 };
-use ringlog_broker::{BrokerConfig, bind, serve};
+use ringlog_broker::{BrokerConfig, start};
 
 const TOPIC: &str = "limited";
 
@@ -33,20 +33,17 @@ struct Served {
 
 fn served(change: impl FnOnce(&mut BrokerConfig)) -> Served {
     let home = tempfile::tempdir().unwrap();
-    let engine = Engine::open(EngineConfig::new(home.path())).unwrap();
+    let mut config = EngineConfig::new(home.path());
+    // Limits are a shard's.
+    config.cores = Some(topology::usable_cores().unwrap()[..1].to_vec());
+    let engine = Engine::open(config).unwrap();
     let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
     block_on(engine.create_topic(TOPIC, 2, topic)).unwrap();
     let mut broker = BrokerConfig::new("127.0.0.1:0".parse().unwrap());
     broker.auto_create_topics = false;
     change(&mut broker);
-    let (tell, told) = mpsc::sync_channel(1);
-    let start = move |shard| async move {
-        let bound = bind(&shard, broker).unwrap();
-        tell.send(bound.address()).unwrap();
-        serve(bound).await;
-    };
-    engine.serve_on_each_shard(start).unwrap();
-    Served { address: told.recv().unwrap(), engine, _home: home }
+    let serving = start(&engine, broker).unwrap();
+    Served { address: serving.address(), engine, _home: home }
 }
 
 impl Served {

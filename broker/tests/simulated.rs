@@ -6,7 +6,7 @@ use ringlog::log::{BatchBuilder, Records};
 use ringlog::shard::{Shard, ShardConfig, TopicConfig};
 use ringlog::sys::sim::World;
 use ringlog::sys::{Ring, Socket};
-use ringlog::types::{ShardId, Timestamp};
+use ringlog::types::Timestamp;
 use ringlog_broker::wire::fetch::{FetchPartition, FetchRequestWriter, FetchResponse, FetchTerms};
 use ringlog_broker::wire::produce::{ProduceResponse, ProduceTerms, encode_produce_prefix};
 use ringlog_broker::wire::{
@@ -54,7 +54,7 @@ fn conversation(seed: u64) -> (usize, Vec<String>) {
     let address: SocketAddr = "10.0.0.1:9092".parse().unwrap();
     let ring = server.clone();
     server.spawn(async move {
-        let shard = Shard::open(&ring, ShardId(0), ShardConfig::new("/data")).await.unwrap();
+        let shard = Shard::open(&ring, ShardConfig::new("/data")).await.unwrap();
         shard.create_topic("t", 2, TopicConfig::default()).await.unwrap();
         let bound = bind(&shard, BrokerConfig::new(address)).unwrap();
         serve(bound).await;

@@ -14,7 +14,7 @@ use ringlog::shard::{Ack, Mutant, Partition, Shard, ShardConfig, TopicConfig};
 use ringlog::sys::sim::{CutKind, DiskImage, Recording, World};
 use ringlog::sys::{LeaseMut, Ring};
 use ringlog::transfer::{Egress, Ingress, Piece};
-use ringlog::types::{Offset, ShardId, Timestamp};
+use ringlog::types::{Offset, Timestamp};
 
 const ARENA: u64 = 64 << 20;
 const SCARCE: u64 = 4 << 20;
@@ -88,7 +88,7 @@ fn record(seed: u64, mistake: Mistake) -> Run {
     let accepted: Rc<RefCell<Vec<Accepted>>> = Rc::default();
     let (main, list, clock) = (ring.clone(), accepted.clone(), world.clone());
     world.run(&[&ring], async move {
-        let shard = Shard::open(&main, ShardId(0), shard_config(ingress, mutant)).await.unwrap();
+        let shard = Shard::open(&main, shard_config(ingress, mutant)).await.unwrap();
         let _held = if mistake == Mistake::ReuseMemory { hold_most_memory(&main).await } else { Vec::new() };
         let log = LogConfig { segment_bytes_max: 32 << 10, ..LogConfig::default() };
         let config = TopicConfig { ack: topic_ack, log };
@@ -110,7 +110,7 @@ fn record(seed: u64, mistake: Mistake) -> Run {
                     let mut lease = ring.lease(bytes.len()).await.unwrap();
                     drop(lease.split_off(bytes.len()));
                     lease.copy_from_slice(&bytes);
-                    let partition: &Partition = &topic.partitions[number];
+                    let partition: &Partition = topic.here(number as i32).unwrap();
                     let ticket = partition.append(lease, header, Some(ack), ring.now()).await.unwrap();
                     let place = list.borrow().len();
                     list.borrow_mut().push(Accepted {
@@ -151,10 +151,10 @@ fn reopen(image: DiskImage, seed: u64, ingress: Ingress) -> (Recording, Vec<(i32
     let ring = world.ring(ARENA);
     let main = ring.clone();
     let found = world.run(&[&ring], async move {
-        let shard = Shard::open(&main, ShardId(0), shard_config(ingress, Mutant::None)).await.unwrap();
+        let shard = Shard::open(&main, shard_config(ingress, Mutant::None)).await.unwrap();
         let mut found = Vec::new();
         if let Some(topic) = shard.topic(TOPIC) {
-            for partition in &topic.partitions {
+            for partition in topic.all_here() {
                 found.push((partition.epoch().0, read_all(&main, partition).await));
             }
         }
@@ -348,14 +348,14 @@ fn a_log_start_that_moved_stays_moved() {
     let main = ring.clone();
     let ingress = run.ingress;
     world.run(&[&ring], async move {
-        let shard = Shard::open(&main, ShardId(0), shard_config(ingress, Mutant::None)).await.unwrap();
-        let partition = shard.topic(TOPIC).unwrap().partitions[0].clone();
+        let shard = Shard::open(&main, shard_config(ingress, Mutant::None)).await.unwrap();
+        let partition = shard.topic(TOPIC).unwrap().here(0).unwrap().clone();
         let end = partition.marks().high_watermark.offset;
         partition.advance_log_start(Offset(end.0 / 2)).await.unwrap();
         shard.close().await.unwrap();
         drop((partition, shard));
-        let shard = Shard::open(&main, ShardId(0), shard_config(ingress, Mutant::None)).await.unwrap();
-        let marks = shard.topic(TOPIC).unwrap().partitions[0].marks();
+        let shard = Shard::open(&main, shard_config(ingress, Mutant::None)).await.unwrap();
+        let marks = shard.topic(TOPIC).unwrap().here(0).unwrap().marks();
         assert_eq!((marks.log_start, marks.log_end.offset), (Offset(end.0 / 2), end));
     });
 }

@@ -16,7 +16,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ringlog::sys::topology::pin_to;
@@ -235,43 +234,26 @@ pub fn serve_child(told: &ServeChild) -> Result<()> {
     // Before the engine starts any thread: all of them inherit the core.
     pin_to(told.core)?;
     let mut config = EngineConfig::new(&told.data_dir);
-    config.core = Some(told.core);
+    config.cores = Some(vec![told.core]);
     config.shard.ingress = told.ingress;
     config.shard.egress = told.egress;
     config.shard.topic_defaults.ack = told.ack;
     config.shard.topic_defaults.log.batch_bytes_max = BATCH_BYTES_MAX as u32;
     let engine = Engine::open(config).with_context(|| format!("opening {}", told.data_dir.display()))?;
     eprintln!("{}", engine.capabilities());
-    let address = listen(&engine)?;
-    say(&format!("{LISTENING}{address}"));
+    let broker = BrokerConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let serving = ringlog_broker::start(&engine, broker)?;
+    say(&format!("{LISTENING}{}", serving.address()));
     for line in std::io::stdin().lines() {
         let line = line.context("reading commands")?;
         let answer =
             obey(&engine, line.trim()).unwrap_or_else(|error| json!({"error": format!("{error:#}")}));
         say(&answer.to_string());
     }
-    let last = block_on(engine.counters())?;
+    let last = block_on(engine.counters())?.swap_remove(0);
     engine.close().context("stopping cleanly")?;
     say(&described(&last).to_string());
     Ok(())
-}
-
-/// The one place that knows how a broker is put on an engine.
-fn listen(engine: &Engine) -> Result<SocketAddr> {
-    let config = BrokerConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)));
-    let (tell, told) = mpsc::sync_channel(1);
-    engine.serve_on_each_shard(move |shard| async move {
-        match ringlog_broker::bind(&shard, config) {
-            Ok(bound) => {
-                let _ = tell.send(Ok(bound.address()));
-                ringlog_broker::serve(bound).await;
-            }
-            Err(error) => {
-                let _ = tell.send(Err(error));
-            }
-        }
-    })?;
-    Ok(told.recv().context("the shard ended before it listened")??)
 }
 
 fn obey(engine: &Engine, command: &str) -> Result<Value> {
@@ -280,7 +262,7 @@ fn obey(engine: &Engine, command: &str) -> Result<Value> {
             block_on(engine.delete_topic(topic))?;
             Ok(json!({"deleted": topic}))
         }
-        None if command == "counters" => Ok(described(&block_on(engine.counters())?)),
+        None if command == "counters" => Ok(described(&block_on(engine.counters())?[0])),
         _ => bail!("there is no command `{command}`"),
     }
 }

@@ -8,7 +8,7 @@ use super::lane::Lane;
 use crate::log::{Marks, check_produced};
 use crate::shard::{Ack, Acked, FetchError, Fetched, Partition, Shard};
 use crate::transfer::{Egress, Piece, Response};
-use crate::types::{Offset, Timestamp, TopicId};
+use crate::types::{Offset, PartitionId, Timestamp};
 
 /// What an append reached; see [`Acked`].
 pub type Appended = Acked;
@@ -18,19 +18,17 @@ pub type Appended = Acked;
 pub struct PartitionHandle {
     lane: Arc<Lane>,
     topic: Arc<str>,
-    id: TopicId,
-    index: i32,
+    id: PartitionId,
 }
 
 impl PartitionHandle {
-    pub(super) fn new(lane: Arc<Lane>, topic: &str, id: TopicId, index: i32) -> PartitionHandle {
-        PartitionHandle { lane, topic: topic.into(), id, index }
+    pub(super) fn new(lane: Arc<Lane>, topic: &str, id: PartitionId) -> PartitionHandle {
+        PartitionHandle { lane, topic: topic.into(), id }
     }
 
     fn find(&self, shard: &Shard) -> Result<Partition, EngineError> {
-        let topic = shard.topic_by_id(self.id);
-        let found = topic.and_then(|topic| topic.partitions.get(self.index as usize).cloned());
-        found.ok_or_else(|| EngineError::Unknown(self.topic.to_string(), self.index))
+        let found = shard.find(self.id);
+        found.ok_or_else(|| EngineError::Unknown(self.topic.to_string(), self.id.index))
     }
 
     /// Appends one record batch (Kafka's format v2, as [`crate::log::BatchBuilder`] makes them) and waits for `ack`, or

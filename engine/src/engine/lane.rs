@@ -1,16 +1,16 @@
 //! The lane from other threads to a shard: bounded, and woken only when the shard sleeps.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::OnceLock;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Poll, Waker};
-
-use crossbeam::queue::ArrayQueue;
+use std::time::Duration;
 
 use super::reply::{Sender, reply};
 use super::{DRAIN_TIME_MAX, EngineError};
 use crate::shard::Shard;
+use crate::sys::Mailbox;
 
 /// Calls that may wait for one shard.
 pub(super) const LANE_CALLS_MAX: usize = 4096;
@@ -20,20 +20,22 @@ type Work = Box<dyn FnOnce(Shard) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 pub(super) enum Call {
     /// One request of the facade.
     Work(Work),
-    /// Protocol code; closing waits for its end.
+    /// Protocol code; draining waits for its end.
     Serve(Work),
-    Close(Sender<Result<(), EngineError>>),
+    /// Serving ends, then everything accepted becomes durable.
+    Drain(Sender<Result<(), EngineError>>),
+    /// The thread comes to its end.
+    Leave,
 }
 
 pub(super) struct Lane {
-    calls: ArrayQueue<Call>,
-    shard: OnceLock<Waker>,
+    calls: Mailbox<Call>,
     ended: AtomicBool,
 }
 
 impl Default for Lane {
     fn default() -> Lane {
-        Lane { calls: ArrayQueue::new(LANE_CALLS_MAX), shard: OnceLock::new(), ended: AtomicBool::new(false) }
+        Lane { calls: Mailbox::new(LANE_CALLS_MAX), ended: AtomicBool::new(false) }
     }
 }
 
@@ -42,10 +44,7 @@ impl Lane {
         if self.ended.load(Ordering::Acquire) {
             return Err(EngineError::Stopped);
         }
-        self.calls.push(call).map_err(|_| EngineError::Busy(LANE_CALLS_MAX))?;
-        if let Some(shard) = self.shard.get() {
-            shard.wake_by_ref();
-        }
+        self.calls.put(call).map_err(|_| EngineError::Busy(LANE_CALLS_MAX))?;
         // The shard may have ended between the look and the push: then nobody will take what lies there.
         if self.ended.load(Ordering::Acquire) {
             self.end();
@@ -68,20 +67,15 @@ impl Lane {
     /// No more calls; those that wait learn it.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Release);
-        while self.calls.pop().is_some() {}
+        while self.calls.try_take().is_some() {}
     }
 }
 
-/// Takes calls until one closes the shard.
+/// Takes calls until the shard is told to leave.
 pub(super) async fn serve(lane: &Lane, shard: Shard) {
-    let serving = std::rc::Rc::new(std::cell::Cell::new(0usize));
+    let serving = Rc::new(Cell::new(0usize));
     loop {
-        let call = poll_fn(|cx| {
-            lane.shard.get_or_init(|| cx.waker().clone());
-            lane.calls.pop().map_or(Poll::Pending, Poll::Ready)
-        })
-        .await;
-        match call {
+        match poll_fn(|cx| lane.calls.poll_take(cx)).await {
             Call::Work(work) => shard.spawn(work(shard.clone())),
             Call::Serve(work) => {
                 serving.set(serving.get() + 1);
@@ -91,15 +85,18 @@ pub(super) async fn serve(lane: &Lane, shard: Shard) {
                     count.set(count.get() - 1);
                 });
             }
-            Call::Close(done) => {
+            Call::Drain(done) => {
                 shard.begin_stop();
-                let patience = shard.ring().now().plus(DRAIN_TIME_MAX);
-                while serving.get() > 0 && shard.ring().now() < patience {
-                    shard.ring().sleep(std::time::Duration::from_millis(2)).await;
-                }
-                done.send(shard.close().await.map_err(EngineError::Io));
-                return;
+                let (count, shard) = (serving.clone(), shard.clone());
+                shard.clone().spawn(async move {
+                    let patience = shard.ring().now().plus(DRAIN_TIME_MAX);
+                    while count.get() > 0 && shard.ring().now() < patience {
+                        shard.ring().sleep(Duration::from_millis(2)).await;
+                    }
+                    done.send(shard.drain().await.map_err(EngineError::Io));
+                });
             }
+            Call::Leave => return shard.leave(),
         }
     }
 }

@@ -19,11 +19,12 @@ pub use reply::block_on;
 use self::lane::Lane;
 use self::reply::reply;
 use crate::shard::{
-    AppendError, FetchError, OpenError, Shard, ShardConfig, ShardCounters, Stage, TopicConfig, TopicError,
+    AppendError, FetchError, Node, OpenError, Shard, ShardConfig, ShardCounters, Stage, TopicConfig,
+    TopicError, VIRTUAL_SHARDS,
 };
 use crate::sys::{Capabilities, Ring, UringOptions, topology};
 use crate::transfer::{Egress, EgressCounters};
-use crate::types::ShardId;
+use crate::types::{PartitionId, ShardId};
 
 /// How long serving may go on after a stop was asked for, before it is dropped.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
@@ -35,8 +36,8 @@ const FIRST_BLOCKS: [usize; 3] = [4 << 10, 64 << 10, 1 << 20];
 pub struct EngineConfig {
     /// How each shard works.
     pub shard: ShardConfig,
-    /// The core that the shard is pinned to; `None` takes the first allowed one.
-    pub core: Option<usize>,
+    /// The cores to run on, a shard on each; `None` takes all that this process may use.
+    pub cores: Option<Vec<usize>>,
     /// The ring and its helpers.
     pub ring: UringOptions,
 }
@@ -45,16 +46,32 @@ impl EngineConfig {
     /// The usual settings for a data directory.
     #[must_use]
     pub fn new(data_dir: impl Into<std::path::PathBuf>) -> EngineConfig {
-        EngineConfig { shard: ShardConfig::new(data_dir), core: None, ring: UringOptions::default() }
+        EngineConfig { shard: ShardConfig::new(data_dir), cores: None, ring: UringOptions::default() }
     }
 }
 
 /// A running engine. Dropping it without [`Engine::close`] stops it as a crash would: nothing durable is lost, and the
 /// next open recovers.
 pub struct Engine {
+    shards: Vec<Running>,
+    cores: Vec<usize>,
+    capabilities: Capabilities,
+}
+
+/// One shard's thread, and the way to it.
+struct Running {
     lane: Arc<Lane>,
     thread: Option<JoinHandle<()>>,
-    capabilities: Capabilities,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error says that it has ended already.
+        let _ = self.lane.send(lane::Call::Leave);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// What went wrong in a call of the facade.
@@ -89,10 +106,10 @@ pub enum EngineError {
     Stopped,
 }
 
-/// What an engine counted, as plain data.
+/// What one shard of an engine counted, as plain data.
 #[derive(Clone, Debug)]
 pub struct EngineCounters {
-    /// By the shard.
+    /// By the shard itself.
     pub shard: ShardCounters,
     /// By each egress strategy.
     pub egress: Vec<(Egress, EgressCounters)>,
@@ -138,48 +155,52 @@ impl EngineCounters {
 }
 
 impl Engine {
-    /// Opens the data directory and recovers it; returns when appends are taken.
+    /// Opens the data directory and recovers it, every shard its own partitions; returns when appends are taken.
     ///
     /// # Errors
     /// Cause and cure: io_uring refused, the directory in use, files that say something impossible.
     pub fn open(config: EngineConfig) -> Result<Engine, EngineError> {
-        let lane = Arc::new(Lane::default());
-        let (opened, answer) = reply();
-        let theirs = lane.clone();
-        let thread = std::thread::Builder::new()
-            .name("rl-shard-0".to_owned())
-            .spawn(move || {
-                let _ended = EndOfLane(&theirs);
-                match start(&config) {
-                    Ok((ring, shard)) => {
-                        let capabilities =
-                            ring.capabilities().expect("a kernel's ring knows what it was granted");
-                        opened.send(Ok(capabilities));
-                        let lane = theirs.clone();
-                        ring.run(async move { lane::serve(&lane, shard).await });
-                        ring.shut_down();
-                    }
-                    Err(error) => opened.send(Err(error)),
-                }
-            })
-            .map_err(EngineError::Io)?;
-        match block_on(answer) {
-            Some(Ok(capabilities)) => Ok(Engine { lane, thread: Some(thread), capabilities }),
-            Some(Err(error)) => {
-                let _ = thread.join();
-                Err(error.into())
-            }
-            None => {
-                let _ = thread.join();
-                Err(EngineError::Stopped)
+        let cores = match &config.cores {
+            Some(cores) => cores.clone(),
+            None => topology::usable_cores()?,
+        };
+        let shards = u16::try_from(cores.len()).unwrap_or(u16::MAX);
+        if !(1..=VIRTUAL_SHARDS).contains(&shards) {
+            let why = format!("{} cores: 1 to {VIRTUAL_SHARDS} are possible", cores.len());
+            return Err(OpenError::Refused(why).into());
+        }
+        let mut running = Vec::new();
+        let mut openings = Vec::new();
+        // Shard 0 opens the directory; what it found is handed to the others, and all recover at once.
+        let (found, node) = reply();
+        let (first, opened) = Running::start(0, cores[0], &config, Directory::Open { shards, found })?;
+        running.push(first);
+        openings.push(opened);
+        if let Some(node) = block_on(node) {
+            for (number, &core) in cores.iter().enumerate().skip(1) {
+                let directory = Directory::Opened(node.clone());
+                let (next, opened) = Running::start(number as u16, core, &config, directory)?;
+                running.push(next);
+                openings.push(opened);
             }
         }
+        let mut capabilities = Vec::new();
+        for opened in openings {
+            capabilities.push(block_on(opened).ok_or(EngineError::Stopped)??);
+        }
+        Ok(Engine { shards: running, cores, capabilities: capabilities.swap_remove(0) })
     }
 
     /// What the host granted.
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         &self.capabilities
+    }
+
+    /// The cores that the shards run on, by shard.
+    #[must_use]
+    pub fn cores(&self) -> &[usize] {
+        &self.cores
     }
 
     /// Runs `work` on every shard, where it may use [`Shard`] without crossing threads. It should end when
@@ -192,10 +213,14 @@ impl Engine {
         W: FnOnce(Shard) -> F + Send + Clone + 'static,
         F: Future<Output = ()> + 'static,
     {
-        self.lane.send(lane::Call::Serve(Box::new(move |shard| Box::pin(work(shard)))))
+        for running in &self.shards {
+            let work = work.clone();
+            running.lane.send(lane::Call::Serve(Box::new(move |shard| Box::pin(work(shard)))))?;
+        }
+        Ok(())
     }
 
-    /// Runs `work` on the shard and gives back what it gave.
+    /// Runs `work` on a shard, the first one, and gives back what it gave.
     ///
     /// # Errors
     /// [`EngineError::Busy`] or [`EngineError::Stopped`].
@@ -205,7 +230,7 @@ impl Engine {
         W: FnOnce(Shard) -> F + Send + 'static,
         F: Future<Output = T> + 'static,
     {
-        self.lane.call(work).await
+        self.shards[0].lane.call(work).await
     }
 
     /// Makes a topic; it survives power loss when this returns.
@@ -240,7 +265,7 @@ impl Engine {
     /// [`EngineError::Busy`] or [`EngineError::Stopped`].
     pub async fn topics(&self) -> Result<Vec<(String, i32)>, EngineError> {
         let list = |shard: Shard| async move {
-            shard.topics().iter().map(|t| (t.name.clone(), t.partitions.len() as i32)).collect()
+            shard.topics().iter().map(|t| (t.name.to_string(), t.partition_count())).collect()
         };
         self.on_shard(list).await
     }
@@ -252,20 +277,27 @@ impl Engine {
     pub async fn partition(&self, topic: &str, index: i32) -> Result<PartitionHandle, EngineError> {
         let name = topic.to_owned();
         let there = self.on_shard(move |shard| async move {
-            shard.topic(&name).and_then(|t| t.partitions.get(index as usize).map(|_| t.id))
+            shard.topic(&name).and_then(|t| t.board(index).map(|_| (t.id, t.owner(index))))
         });
         match there.await? {
-            Some(id) => Ok(PartitionHandle::new(self.lane.clone(), topic, id, index)),
+            Some((topic_id, owner)) => {
+                let lane = self.shards[usize::from(owner.0)].lane.clone();
+                Ok(PartitionHandle::new(lane, topic, PartitionId { topic: topic_id, index }))
+            }
             None => Err(EngineError::Unknown(topic.to_owned(), index)),
         }
     }
 
-    /// What was counted so far.
+    /// What was counted so far, by shard.
     ///
     /// # Errors
     /// [`EngineError::Busy`] or [`EngineError::Stopped`].
-    pub async fn counters(&self) -> Result<EngineCounters, EngineError> {
-        self.on_shard(|shard| async move { EngineCounters::of(&shard) }).await
+    pub async fn counters(&self) -> Result<Vec<EngineCounters>, EngineError> {
+        let mut all = Vec::new();
+        for running in &self.shards {
+            all.push(running.lane.call(|shard| async move { EngineCounters::of(&shard) }).await?);
+        }
+        Ok(all)
     }
 
     /// Stops cleanly: serving ends within [`DRAIN_TIME_MAX`], everything accepted becomes durable, segments are trimmed,
@@ -273,47 +305,101 @@ impl Engine {
     ///
     /// # Errors
     /// What the disk said; the next open then recovers.
-    pub fn close(mut self) -> Result<(), EngineError> {
-        let (done, answer) = reply();
-        self.lane.send(lane::Call::Close(done))?;
-        let closed = block_on(answer).unwrap_or(Err(EngineError::Stopped));
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    pub fn close(self) -> Result<(), EngineError> {
+        let mut drained = Vec::new();
+        for running in &self.shards {
+            let (done, answer) = reply();
+            running.lane.send(lane::Call::Drain(done))?;
+            drained.push(answer);
         }
-        closed
+        for answer in drained {
+            block_on(answer).unwrap_or(Err(EngineError::Stopped))?;
+        }
+        // Every shard has drained: only now may the mark say so.
+        block_on(self.on_shard(|shard| async move { shard.seal().await }))??;
+        Ok(())
+    }
+}
+
+/// Where a shard gets its data directory from.
+enum Directory {
+    /// It opens it, for so many shards, and hands on what it found.
+    Open { shards: u16, found: reply::Sender<Arc<Node>> },
+    /// Shard 0 has opened it.
+    Opened(Arc<Node>),
+}
+
+type Opened = reply::Receiver<Result<Capabilities, OpenError>>;
+
+impl Running {
+    fn start(
+        number: u16,
+        core: usize,
+        config: &EngineConfig,
+        directory: Directory,
+    ) -> Result<(Running, Opened), EngineError> {
+        let lane = Arc::new(Lane::default());
+        let (opened, answer) = reply();
+        let (theirs, config) = (lane.clone(), config.clone());
+        let life = move || {
+            let _ended = EndOfLane { lane: &theirs, number };
+            match begin(ShardId(number), core, &config, directory) {
+                Ok((ring, shard)) => {
+                    let granted = ring.capabilities().expect("a kernel's ring knows what it was granted");
+                    opened.send(Ok(granted));
+                    let lane = theirs.clone();
+                    ring.run(async move { lane::serve(&lane, shard).await });
+                    ring.shut_down();
+                }
+                Err(error) => opened.send(Err(error)),
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("rl-shard-{number}")).spawn(life)?;
+        Ok((Running { lane, thread: Some(thread) }, answer))
     }
 }
 
 /// A panic on a shard ends the process: a log with a broken invariant must not go on writing.
-struct EndOfLane<'a>(&'a Lane);
+struct EndOfLane<'a> {
+    lane: &'a Lane,
+    number: u16,
+}
 
 impl Drop for EndOfLane<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!(
-                "ringlog: an invariant of this shard does not hold (see the panic above); the process ends"
+                "ringlog: an invariant of shard {} does not hold (see the panic above); the process ends",
+                self.number
             );
             std::process::abort();
         }
-        self.0.end();
+        self.lane.end();
     }
 }
 
-fn start(config: &EngineConfig) -> Result<(Ring, Shard), OpenError> {
-    let core = match config.core {
-        Some(core) => Some(core),
-        None => topology::allowed_cores()?.first().copied(),
-    };
-    if let Some(core) = core {
-        topology::pin_to(core)?;
-    }
+fn begin(
+    id: ShardId,
+    core: usize,
+    config: &EngineConfig,
+    directory: Directory,
+) -> Result<(Ring, Shard), OpenError> {
+    topology::pin_to(core)?;
     let ring = Ring::of_kernel(&config.ring, config.shard.arena_bytes_max)?;
     let (inner, shard_config) = (ring.clone(), config.shard.clone());
     let shard = ring.run(async move {
         for bytes in FIRST_BLOCKS {
             inner.grow(bytes).await?;
         }
-        Shard::open(&inner, ShardId(0), shard_config).await
+        let node = match directory {
+            Directory::Opened(node) => node,
+            Directory::Open { shards, found } => {
+                let node = Node::open(&inner, &shard_config, shards).await?;
+                found.send(node.clone());
+                node
+            }
+        };
+        Shard::join(&inner, id, shard_config, node).await
     })?;
     Ok((ring, shard))
 }

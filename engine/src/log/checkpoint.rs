@@ -51,15 +51,22 @@ pub(super) struct Line<'a> {
 impl<'a> Lines<'a> {
     /// Reads version and count.
     pub(super) fn counted(text: &'a str) -> Result<Lines<'a>, CheckpointError> {
+        Lines::counted_of_versions(text, &["0"]).map(|(lines, _)| lines)
+    }
+
+    /// The same where several versions can be read; which one it is comes back too.
+    fn counted_of_versions(
+        text: &'a str,
+        versions: &[&'static str],
+    ) -> Result<(Lines<'a>, &'static str), CheckpointError> {
         let mut lines = Lines { lines: text.lines().enumerate(), expected: 0, read: 0 };
         let version = lines.line("the version")?;
-        if version.text.trim() != "0" {
-            return Err(CheckpointError::Version(version.text.to_owned()));
-        }
+        let known = versions.iter().find(|&&known| known == version.text.trim());
+        let known = *known.ok_or_else(|| CheckpointError::Version(version.text.to_owned()))?;
         let mut count = lines.line("the count of entries")?;
         lines.expected = count.number("a count of entries")?;
         count.end()?;
-        Ok(lines)
+        Ok((lines, known))
     }
 
     /// The next entry, or `None` after the last.
@@ -284,13 +291,16 @@ pub struct TopicEntry {
     pub id: TopicId,
     /// How many partitions it has.
     pub partitions: i32,
+    /// The virtual shard of its partition 0; partition `p` belongs to the `p`-th one after it, round and round.
+    pub first_virtual: u8,
     /// Whether it is in use.
     pub state: TopicState,
     /// What was configured for it: keys and values of visible ASCII without spaces, no '=' in keys.
     pub config: Vec<(String, String)>,
 }
 
-/// The `topics` file: version 0, the count, then "name id partitions state key=value key=value ...".
+/// The `topics` file: version 1, the count, then "name id partitions first-virtual-shard state key=value ...". Version 0
+/// had no virtual shards: theirs begin at 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicRegistry {
     /// The topics.
@@ -304,10 +314,11 @@ impl TopicRegistry {
     /// When a configured key or value could not be read back: such are refused at the edge.
     #[must_use]
     pub fn format(&self) -> String {
-        let mut text = format!("0\n{}\n", self.topics.len());
-        for TopicEntry { name, id, partitions, state, config } in &self.topics {
+        let mut text = format!("1\n{}\n", self.topics.len());
+        for TopicEntry { name, id, partitions, first_virtual, state, config } in &self.topics {
             let state = if *state == TopicState::Live { "live" } else { "deleting" };
-            write!(text, "{name} {id} {partitions} {state}").expect("a String takes everything");
+            write!(text, "{name} {id} {partitions} {first_virtual} {state}")
+                .expect("a String takes everything");
             for (key, value) in config {
                 let visible = |word: &str| word.bytes().all(|byte| byte.is_ascii_graphic());
                 let sound = !key.is_empty() && visible(key) && visible(value) && !key.contains('=');
@@ -324,7 +335,7 @@ impl TopicRegistry {
     /// # Errors
     /// Another version or count, names or ids that are none or come twice, no partitions, unknown states.
     pub fn parse(text: &str) -> Result<TopicRegistry, CheckpointError> {
-        let mut lines = Lines::counted(text)?;
+        let (mut lines, version) = Lines::counted_of_versions(text, &["0", "1"])?;
         let mut topics: Vec<TopicEntry> = Vec::new();
         let mut seen = std::collections::HashSet::new();
         while let Some(mut line) = lines.entry()? {
@@ -335,6 +346,7 @@ impl TopicRegistry {
             if partitions < 1 {
                 return Err(line.error("a topic has at least one partition"));
             }
+            let first_virtual = if version == "0" { 0 } else { line.number("a virtual shard")? };
             let state = match line.word("a state")? {
                 "live" => TopicState::Live,
                 "deleting" => TopicState::Deleting,
@@ -348,7 +360,7 @@ impl TopicRegistry {
             if !seen.insert(id) {
                 return Err(line.error("this id comes twice"));
             }
-            topics.push(TopicEntry { name, id, partitions, state, config });
+            topics.push(TopicEntry { name, id, partitions, first_virtual, state, config });
         }
         Ok(TopicRegistry { topics })
     }
@@ -432,16 +444,24 @@ mod tests {
             name: "orders".to_owned(),
             id: ID,
             partitions: 12,
+            first_virtual: 250,
             state: TopicState::Live,
             config: vec![("retention.ms".to_owned(), "1000".to_owned()), ("empty".to_owned(), String::new())],
         };
         let registry = TopicRegistry { topics: vec![topic] };
-        let text = "0\n1\norders BwcHBwcHBwcHBwcHBwcHBw 12 live retention.ms=1000 empty=\n";
+        let text = "1\n1\norders BwcHBwcHBwcHBwcHBwcHBw 12 250 live retention.ms=1000 empty=\n";
         assert_eq!(registry.format(), text);
         assert_eq!(TopicRegistry::parse(text), Ok(registry));
-        for (from, to) in
-            [(" 12 ", " 0 "), ("live", "dead"), ("orders", "or/ders"), ("empty=", "empty"), ("Bwc", "Bw")]
-        {
+        let older = TopicRegistry::parse("0\n1\norders BwcHBwcHBwcHBwcHBwcHBw 12 live\n").unwrap();
+        assert_eq!((older.topics[0].partitions, older.topics[0].first_virtual), (12, 0));
+        for (from, to) in [
+            (" 12 ", " 0 "),
+            ("250", "256"),
+            ("live", "dead"),
+            ("orders", "or/ders"),
+            ("empty=", "empty"),
+            ("Bwc", "Bw"),
+        ] {
             assert!(TopicRegistry::parse(&text.replace(from, to)).is_err(), "{to}");
         }
     }

@@ -5,10 +5,11 @@ use std::io;
 use std::rc::Rc;
 use std::task::Poll;
 
+use super::board::Board;
 use super::shard::{Common, Shard};
 use super::topics::Topic;
 use crate::log::{OffsetCheckpoint, OffsetEntry};
-use crate::types::Offset;
+use crate::types::{Offset, ShardId};
 
 pub(super) const RECOVERY_POINTS_FILE: &str = "recovery-point-offset-checkpoint";
 pub(super) const LOG_STARTS_FILE: &str = "log-start-offset-checkpoint";
@@ -16,8 +17,15 @@ pub(super) const LOG_STARTS_FILE: &str = "log-start-offset-checkpoint";
 pub(super) const CLEAN_MARK_FILE: &str = ".kafka_cleanshutdown";
 
 impl Common {
-    /// Asks for the checkpoints to be written soon.
+    /// Asks for the checkpoints to be written soon, by shard 0.
     pub(super) fn request_checkpoint(&self) {
+        match self.id {
+            ShardId(0) => self.checkpoint_is_due(),
+            _ => self.lanes.announce_checkpoint(),
+        }
+    }
+
+    pub(super) fn checkpoint_is_due(&self) {
         self.checkpoint_due.set(true);
         self.checkpoint_waiters.wake_all();
     }
@@ -39,22 +47,22 @@ impl Common {
     }
 
     async fn write_both(&self, topics: &[Rc<Topic>]) -> io::Result<()> {
-        let of = |pick: fn(&crate::log::Marks) -> Offset| {
+        let of = |pick: fn(&Board) -> Offset| {
             let mut entries = Vec::new();
             for topic in topics {
-                for partition in &topic.partitions {
-                    let offset = pick(&partition.marks());
+                for partition in 0..topic.partition_count() {
+                    let board = topic.board(partition).expect("counted");
                     entries.push(OffsetEntry {
-                        topic: topic.name.clone(),
-                        partition: partition.index(),
-                        offset,
+                        topic: topic.name.to_string(),
+                        partition,
+                        offset: pick(board),
                     });
                 }
             }
             OffsetCheckpoint { entries }.format().into_bytes()
         };
-        // Taken together, before the first wait: what is written was true at one moment.
-        let (points, starts) = (of(|m| m.durable.offset), of(|m| m.log_start));
+        // What a board shows was true at some moment before this one, and durable ends stay true.
+        let (points, starts) = (of(Board::durable), of(Board::log_start));
         self.ring.replace(&self.config.data_dir.join(LOG_STARTS_FILE), starts).await?;
         self.ring.replace(&self.config.data_dir.join(RECOVERY_POINTS_FILE), points).await
     }

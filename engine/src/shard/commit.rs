@@ -66,7 +66,7 @@ impl Partition {
         if let Some(entry) = files.get_mut(base) {
             // Two may have opened it at once: the first stays.
             let writer = entry.writer.get_or_insert(writer).clone();
-            entry.reader.get_or_insert_with(|| SegmentFile { base, file: reader, path }.into());
+            entry.reader.get_or_insert_with(|| SegmentFile { base, file: reader, path: path.into() }.into());
             return Ok(writer);
         }
         Err(io::Error::new(io::ErrorKind::NotFound, format!("segment {base} is gone")))

@@ -230,7 +230,7 @@ impl Partition {
         let file = file.map_err(|e| FetchError::Io(format!("{self}: {e}")))?;
         let mut files = self.0.files.borrow_mut();
         let entry = files.get_mut(base).ok_or(FetchError::Closed)?;
-        entry.reader.get_or_insert_with(|| SegmentFile { base, file, path }.into());
+        entry.reader.get_or_insert_with(|| SegmentFile { base, file, path: path.into() }.into());
         Ok(())
     }
 

@@ -4,27 +4,37 @@
 //! and never leave it. What must be told to other threads goes through the facade's lanes.
 
 mod acks;
+mod board;
 mod checkpoints;
 mod commit;
 mod config;
 mod errors;
 mod fetch;
 mod files;
-mod open;
+mod lanes;
+mod node;
 mod partition;
+mod placement;
 mod recovery;
+mod route;
 // The shard is the noun here; a cleverer file name would only hide it.
 #[allow(clippy::module_inception)]
 mod shard;
 mod stages;
 mod topics;
+mod turns;
 mod wakers;
 
 pub use acks::{Ack, Acked, Ticket};
+pub use board::Board;
 pub use config::{Mutant, ShardConfig, TopicConfig};
 pub use errors::{AppendError, FetchError, OpenError, TopicError, TruncateError};
 pub use fetch::Fetched;
+pub use lanes::{LANE_CALLS_MAX, LaneCounters};
+pub use node::{Identity, Node};
 pub use partition::Partition;
-pub use shard::{Identity, Shard, ShardCounters};
+pub use placement::{VIRTUAL_SHARDS, owner, virtual_shard};
+pub use route::{Fetching, Promise, Route};
+pub use shard::{Shard, ShardCounters};
 pub use stages::{Stage, Stages};
 pub use topics::Topic;

@@ -7,14 +7,18 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Waker;
 
 use super::acks::{Ack, Ticket};
+use super::board::Board;
 use super::config::TopicConfig;
 use super::errors::{AppendError, TruncateError};
 use super::files::Files;
 use super::shard::Common;
 use super::stages::Stage;
+use super::topics::TopicPlan;
+use super::turns::{Turn, Turns};
 use super::wakers::Wakers;
 use crate::log::{self, BatchHeader, Ext, Log, LogPoint, Marks, Placement};
 use crate::sys::{BLOCK_BYTES, Lease, LeaseMut, Moment, OpenOptions};
@@ -31,7 +35,11 @@ pub struct Partition(pub(super) Rc<Inner>);
 pub(super) struct Inner {
     pub common: Rc<Common>,
     pub id: PartitionId,
-    pub topic: String,
+    pub topic: Arc<str>,
+    /// What other shards see.
+    boards: Arc<[Board]>,
+    /// Appends are placed in the order of their coming.
+    append_turns: Turns,
     pub config: TopicConfig,
     pub log: RefCell<Log>,
     pub staged: RefCell<Staged>,
@@ -70,18 +78,19 @@ pub(super) enum State {
 impl Partition {
     pub(super) fn new(
         common: &Rc<Common>,
-        id: PartitionId,
-        topic: &str,
-        config: TopicConfig,
+        plan: &TopicPlan,
+        index: i32,
         log: Log,
         files: Files,
     ) -> Partition {
         let end = log.log_end();
-        Partition(Rc::new(Inner {
+        let partition = Partition(Rc::new(Inner {
             common: common.clone(),
-            id,
-            topic: topic.to_owned(),
-            config,
+            id: PartitionId { topic: plan.id, index },
+            topic: plan.name.clone(),
+            boards: plan.boards.clone(),
+            append_turns: Turns::default(),
+            config: plan.config.clone(),
             staged: RefCell::new(Staged::new(common.config.ingress, end)),
             log: RefCell::new(log),
             files: RefCell::new(files),
@@ -99,7 +108,24 @@ impl Partition {
             ack_waiters: Wakers::default(),
             watchers: Wakers::default(),
             room_waiters: Wakers::default(),
-        }))
+        }));
+        partition.show();
+        partition
+    }
+
+    /// Shows other shards where it stands.
+    pub(super) fn show(&self) {
+        let log = self.0.log.borrow();
+        self.board().show(log.epoch(), &log.watermarks().marks());
+    }
+
+    fn board(&self) -> &Board {
+        &self.0.boards[self.0.id.index as usize]
+    }
+
+    /// A place in the order of appends.
+    pub(super) fn take_turn(&self) -> Turn {
+        self.0.append_turns.take()
     }
 
     /// Its number within the topic.
@@ -153,7 +179,20 @@ impl Partition {
         ack: Option<Ack>,
         received: Moment,
     ) -> Result<Ticket, AppendError> {
-        self.make_room(&header, received).await?;
+        self.append_in_turn(self.take_turn(), batch, header, ack, received).await
+    }
+
+    /// The same for somebody who took a place in the order of appends before.
+    pub(super) async fn append_in_turn(
+        &self,
+        turn: Turn,
+        batch: LeaseMut,
+        header: BatchHeader,
+        ack: Option<Ack>,
+        received: Moment,
+    ) -> Result<Ticket, AppendError> {
+        turn.comes().await;
+        self.make_room(&header).await?;
         let placement = self.0.log.borrow_mut().append_local(&header, self.0.common.ring.wall_clock());
         let mut batch = batch;
         log::stamp(&mut batch, placement.start.offset, placement.epoch);
@@ -171,19 +210,20 @@ impl Partition {
         ack: Option<Ack>,
         received: Moment,
     ) -> Result<Ticket, AppendError> {
-        self.make_room(&header, received).await?;
+        let turn = self.take_turn();
+        turn.comes().await;
+        self.make_room(&header).await?;
         let placed = self.0.log.borrow_mut().append_at(&header, self.0.common.ring.wall_clock());
         let placement = placed.map_err(|e| AppendError::Refused(e.to_string()))?;
         Ok(self.stage(batch, placement, ack, received))
     }
 
     /// Waits until a batch like this can be placed and staged at once; rolls if it has to.
-    async fn make_room(&self, header: &BatchHeader, now: Moment) -> Result<(), AppendError> {
+    async fn make_room(&self, header: &BatchHeader) -> Result<(), AppendError> {
         let bytes_max = self.0.config.log.batch_bytes_max;
         if header.bytes > bytes_max {
             return Err(AppendError::TooLarge { bytes: header.bytes, bytes_max });
         }
-        let _ = now;
         loop {
             self.check_open()?;
             if self.0.unwritten_bytes.get() > UNWRITTEN_BYTES_MAX {
@@ -265,6 +305,7 @@ impl Partition {
         if ack == Ack::Durable {
             self.0.sync_wanted.set(self.0.sync_wanted.get().max(placement.end.offset));
         }
+        self.show();
         self.wake_task();
         Ticket {
             partition: self.clone(),
@@ -347,6 +388,7 @@ impl Partition {
             let marks = self.marks();
             TruncateError::OutOfRange { to, log_start: marks.log_start, log_end: marks.high_watermark.offset }
         })?;
+        self.show();
         self.0.common.request_checkpoint();
         for &base in &removed {
             self.0.files.borrow_mut().remove(base);
@@ -358,7 +400,8 @@ impl Partition {
     /// Sets the high watermark from outside, for a partition whose epochs are somebody else's.
     pub fn set_high_watermark(&self, offset: Offset) {
         self.0.log.borrow_mut().set_high_watermark_offset(offset);
-        self.0.watchers.wake_all();
+        self.show();
+        self.wake_watchers();
     }
 
     fn moved(&self, removed: &[Offset]) {
@@ -371,8 +414,9 @@ impl Partition {
         for &base in removed {
             self.0.files.borrow_mut().remove(base);
         }
+        self.show();
         self.0.ack_waiters.wake_all();
-        self.0.watchers.wake_all();
+        self.wake_watchers();
         self.0.room_waiters.wake_all();
     }
 
@@ -450,9 +494,15 @@ impl Partition {
         AppendError::Failed(why)
     }
 
+    /// Tells those who wait for more, here and elsewhere.
+    fn wake_watchers(&self) {
+        self.board().note_move();
+        self.0.watchers.wake_all();
+    }
+
     pub(super) fn wake_everybody(&self) {
         self.0.ack_waiters.wake_all();
-        self.0.watchers.wake_all();
+        self.wake_watchers();
         self.0.room_waiters.wake_all();
         self.wake_task();
     }
@@ -482,9 +532,10 @@ impl Partition {
 
     /// Sends what the high watermark follows to where it belongs, and tells who waits.
     pub(super) fn marks_moved(&self, old: LogPoint) {
+        self.show();
         let marks = self.marks();
         if marks.high_watermark != old {
-            self.0.watchers.wake_all();
+            self.wake_watchers();
         }
         self.0.ack_waiters.wake_all();
     }

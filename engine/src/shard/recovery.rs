@@ -3,18 +3,17 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use super::config::TopicConfig;
 use super::errors::OpenError;
 use super::files::Files;
 use super::partition::{EPOCHS_FILE, Partition};
 use super::shard::Common;
-use super::topics::METADATA_FILE;
+use super::topics::{METADATA_FILE, TopicPlan};
 use crate::log::{
     EpochCache, EpochOwner, Ext, Log, OffsetIndex, PartitionMetadata, RecoveryStart, RecoveryWalk, Segment,
     Tail, TimeIndex, WalkOutcome, parse_segment_file_name, segment_file_name,
 };
 use crate::sys::OpenOptions;
-use crate::types::{Offset, PartitionId, Position};
+use crate::types::{Offset, Position};
 
 /// Bytes behind a torn tail that are kept aside.
 const CUT_BYTES_MAX: u64 = 64 << 20;
@@ -22,10 +21,9 @@ const INDEX_BYTES_MAX: u64 = 1 << 30;
 
 /// What is known of a partition before it is opened.
 pub(super) struct Start<'a> {
-    pub id: PartitionId,
-    pub topic: &'a str,
+    pub plan: &'a TopicPlan,
+    pub index: i32,
     pub dir: PathBuf,
-    pub config: TopicConfig,
     pub recovery_point: Offset,
     pub log_start: Offset,
     pub clean: bool,
@@ -36,7 +34,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
     ring.make_dir(&start.dir).await?;
     let metadata = start.dir.join(METADATA_FILE);
     if ring.read_file(&metadata, 4096).await?.is_none() {
-        let text = PartitionMetadata { topic_id: start.id.topic }.format();
+        let text = PartitionMetadata { topic_id: start.plan.id }.format();
         ring.replace(&metadata, text.into_bytes()).await?;
     }
     let mut bases = Vec::new();
@@ -100,9 +98,9 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
         for segment in segments {
             set_aside(common, &start, segment.base).await?;
         }
-        Log::new(start.config.log.clone(), EpochOwner::Local, start.log_start)
+        Log::new(start.plan.config.log.clone(), EpochOwner::Local, start.log_start)
     } else {
-        let config = start.config.log.clone();
+        let config = start.plan.config.log.clone();
         Log::restore(config, EpochOwner::Local, segments, epochs, start.log_start, fenced)
     };
     let active = log.active().base;
@@ -117,11 +115,12 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
         }
     }
     let unclean = !start.clean && log.log_end().offset > log.log_start();
-    let partition = Partition::new(common, start.id, start.topic, start.config, log, files);
+    let partition = Partition::new(common, start.plan, start.index, log, files);
     if unclean {
         // What was lost may have been seen: from here on the same offsets bear another epoch.
         partition.0.log.borrow_mut().bump_epoch();
         partition.store_epochs().await?;
+        partition.show();
     }
     // What recovery believes must not be lost by the next crash: it was read from the page cache, perhaps.
     let writer = partition.writer(active).await?;
@@ -154,7 +153,7 @@ async fn trusted(
     let index = common.ring.read_file(&path(Ext::Index), INDEX_BYTES_MAX).await?;
     let time_index = common.ring.read_file(&path(Ext::TimeIndex), INDEX_BYTES_MAX).await?;
     let (Some(index), Some(time_index)) = (index, time_index) else { return Ok(None) };
-    let interval = start.config.log.index_interval_bytes;
+    let interval = start.plan.config.log.index_interval_bytes;
     let decoded = OffsetIndex::decode(base, interval, &index, bytes)
         .and_then(|index| Ok((index, TimeIndex::decode(base, &time_index, next_base)?)));
     match decoded {
@@ -179,7 +178,7 @@ async fn walk(
     let path = start.dir.join(segment_file_name(base, Ext::Log));
     let file = common.ring.open(&path, OpenOptions::default()).await?;
     let mut walk = RecoveryWalk::new(RecoveryStart {
-        segment: Segment::new(base, &start.config.log),
+        segment: Segment::new(base, &start.plan.config.log),
         next_base,
         recovery_point: start.recovery_point,
         last_epoch: epochs.epoch_at(base),

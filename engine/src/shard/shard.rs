@@ -1,21 +1,28 @@
 //! The shard: one thread's partitions, and what they share.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::Poll;
 
+use super::checkpoints;
 use super::config::ShardConfig;
-use super::partition::{Inner as PartitionInner, Partition};
+use super::errors::OpenError;
+use super::lanes::{self, Answer, Call, LaneCounters, Lanes, Work};
+use super::node::{Identity, Node};
+use super::partition::{Inner as PartitionInner, Partition, partition_dir};
+use super::recovery;
 use super::stages::Stages;
-use super::topics::{self, Topic};
+use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
 use crate::log::LogPoint;
-use crate::sys::{ArenaUse, DirLock, Ring, RingCounters};
-use crate::transfer::{Staged, TransferCounters};
-use crate::types::{ShardId, TopicId};
+use crate::sys::{ArenaUse, Ring, RingCounters};
+use crate::transfer::{Piece, SharedPiece, Staged, TransferCounters};
+use crate::types::{PartitionId, ShardId, TopicId};
 
 /// One core's worth of the engine. Cheap to clone; never leaves its thread.
 #[derive(Clone)]
@@ -23,14 +30,39 @@ pub struct Shard(pub(super) Rc<Inner>);
 
 pub(super) struct Inner {
     pub common: Rc<Common>,
-    pub topics: RefCell<BTreeMap<String, Rc<Topic>>>,
+    pub topics: RefCell<BTreeMap<Arc<str>, Rc<Topic>>>,
     pub by_id: RefCell<BTreeMap<TopicId, Rc<Topic>>>,
-    /// One change of the registry at a time.
-    pub registry_busy: Cell<bool>,
-    pub registry_waiters: Wakers,
-    pub registry: RefCell<crate::log::TopicRegistry>,
-    /// Given up last: until then no other process touches the directory.
-    pub _lock: DirLock,
+    /// Topics that are being made.
+    pub begun: RefCell<Vec<Rc<Topic>>>,
+    /// The registry; on shard 0 alone.
+    coordinator: Option<Coordinator>,
+    /// Lists to be used again.
+    pub pieces: Spares<Piece>,
+    pub shared_pieces: Spares<SharedPiece>,
+}
+
+/// Empty lists that keep their room.
+pub(super) struct Spares<T>(RefCell<Vec<Vec<T>>>);
+
+impl<T> Spares<T> {
+    /// Lists kept; more are given back to the allocator.
+    const KEPT_MAX: usize = 256;
+
+    fn new() -> Spares<T> {
+        Spares(RefCell::new(Vec::with_capacity(16)))
+    }
+
+    pub(super) fn take(&self) -> Vec<T> {
+        self.0.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(super) fn give(&self, list: Vec<T>) {
+        debug_assert!(list.is_empty());
+        let mut spares = self.0.borrow_mut();
+        if spares.len() < Self::KEPT_MAX {
+            spares.push(list);
+        }
+    }
 }
 
 /// What all partitions of a shard share.
@@ -38,29 +70,18 @@ pub(super) struct Common {
     pub ring: Ring,
     pub id: ShardId,
     pub config: ShardConfig,
-    pub identity: Identity,
+    pub node: Arc<Node>,
+    pub lanes: Rc<Lanes>,
     pub transfers: TransferCounters,
     pub stages: Stages,
-    /// Whether the file system takes writes past the page cache.
-    pub direct_offered: bool,
     pub partitions: RefCell<Vec<Weak<PartitionInner>>>,
     pub cached_bytes: Cell<usize>,
     pub checkpoint_due: Cell<bool>,
     pub checkpoint_busy: Cell<bool>,
     pub checkpoint_waiters: Wakers,
+    device_failed: Cell<bool>,
     pub stopping: Cell<bool>,
     pub stop_waiters: Wakers,
-}
-
-/// Who this node is, as its data directory says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster it belongs to.
-    pub cluster_id: String,
-    /// Its number there.
-    pub node_id: i32,
-    /// Lives and dies with the data.
-    pub directory_id: TopicId,
 }
 
 /// What a shard counted.
@@ -76,9 +97,138 @@ pub struct ShardCounters {
     pub ingress_bytes: u64,
     /// Of these, bytes copied once more in user space.
     pub ingress_copied_bytes: u64,
+    /// Between this shard and others.
+    pub lanes: LaneCounters,
 }
 
 impl Shard {
+    /// Opens the data directory of `config` on `ring`'s thread, making it if it is not there, and recovers every
+    /// partition: a node of one shard.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(ring: &Ring, config: ShardConfig) -> Result<Shard, OpenError> {
+        let node = Node::open(ring, &config, 1).await?;
+        Shard::join(ring, ShardId(0), config, node).await
+    }
+
+    /// Shard `id` of an opened directory, on `ring`'s thread: recovers the partitions that are its own. After anything
+    /// but a clean stop every partition begins a new epoch, stored before this returns. Nothing may be served
+    /// before every shard has joined.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn join(
+        ring: &Ring,
+        id: ShardId,
+        config: ShardConfig,
+        node: Arc<Node>,
+    ) -> Result<Shard, OpenError> {
+        let common = Rc::new(Common {
+            ring: ring.clone(),
+            id,
+            config,
+            lanes: Rc::new(Lanes::new(node.clone(), id)),
+            node: node.clone(),
+            transfers: TransferCounters::default(),
+            stages: Stages::default(),
+            partitions: RefCell::new(Vec::new()),
+            cached_bytes: Cell::new(0),
+            checkpoint_due: Cell::new(id == ShardId(0)),
+            checkpoint_busy: Cell::new(false),
+            checkpoint_waiters: Wakers::default(),
+            device_failed: Cell::new(false),
+            stopping: Cell::new(false),
+            stop_waiters: Wakers::default(),
+        });
+        let coordinator = (id == ShardId(0)).then(|| Coordinator::new(node.registry.clone()));
+        let shard = Shard(Rc::new(Inner {
+            common,
+            topics: RefCell::default(),
+            by_id: RefCell::default(),
+            begun: RefCell::default(),
+            coordinator,
+            pieces: Spares::new(),
+            shared_pieces: Spares::new(),
+        }));
+        shard.spawn(lanes::serve(shard.clone()));
+        for plan in &node.topics {
+            let mut partitions = Vec::new();
+            for index in shard.own_indexes(plan) {
+                let board = &plan.boards[index as usize];
+                let start = recovery::Start {
+                    plan,
+                    index,
+                    dir: partition_dir(&shard.config().data_dir, &plan.name, index),
+                    recovery_point: board.durable(),
+                    log_start: board.log_start(),
+                    clean: node.clean,
+                };
+                partitions.push(recovery::open_partition(&shard.0.common, start).await?);
+            }
+            let topic = shard.topic_of(plan, partitions);
+            shard.enter_topic(&topic);
+        }
+        if id == ShardId(0) {
+            shard.spawn(checkpoints::run(shard.clone()));
+        }
+        Ok(shard)
+    }
+
+    pub(super) fn lanes(&self) -> &Rc<Lanes> {
+        &self.0.common.lanes
+    }
+
+    /// How many shards this node has.
+    #[must_use]
+    pub fn shards(&self) -> u16 {
+        self.0.common.node.shards()
+    }
+
+    pub(super) fn coordinator(&self) -> &Coordinator {
+        self.0.coordinator.as_ref().expect("the registry is changed on shard 0")
+    }
+
+    /// A partition that is this shard's own.
+    #[must_use]
+    pub fn find(&self, id: PartitionId) -> Option<Partition> {
+        self.0.by_id.borrow().get(&id.topic)?.here(id.index).cloned()
+    }
+
+    /// Runs `work` on shard `to`, this one or another, and gives back what it gave. Off the hot path: it allocates.
+    pub async fn on<T, W, F>(&self, to: ShardId, work: W) -> T
+    where
+        T: Send + 'static,
+        W: FnOnce(Shard) -> F + Send + 'static,
+        F: Future<Output = T> + 'static,
+    {
+        if to == self.id() {
+            return work(self.clone()).await;
+        }
+        let boxed: Work = Box::new(move |shard| {
+            Box::pin(async move { Box::new(work(shard).await) as Box<dyn Any + Send> })
+        });
+        let ring = self.ring();
+        match self.lanes().post(|| ring.now(), to, Call::Work(boxed)).await.answer().await {
+            Answer::Worked(value) => *value.downcast().expect("work gives back what it was asked for"),
+            _ => unreachable!("a call gets its own kind of answer"),
+        }
+    }
+
+    /// Runs what `make` makes on every shard, one after the other, from shard 0 on.
+    pub async fn on_each<T, W, F>(&self, make: impl Fn() -> W) -> Vec<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(Shard) -> F + Send + 'static,
+        F: Future<Output = T> + 'static,
+    {
+        let mut all = Vec::new();
+        for to in 0..self.shards() {
+            all.push(self.on(ShardId(to), make()).await);
+        }
+        all
+    }
+
     /// Its ring.
     #[must_use]
     pub fn ring(&self) -> &Ring {
@@ -99,7 +249,7 @@ impl Shard {
     /// Who this node is.
     #[must_use]
     pub fn identity(&self) -> &Identity {
-        &self.0.common.identity
+        &self.0.common.node.identity
     }
 
     /// How it was told to work.
@@ -148,6 +298,7 @@ impl Shard {
             tail_cache_bytes: common.cached_bytes.get(),
             ingress_bytes: common.transfers.ingress_bytes.get(),
             ingress_copied_bytes: common.transfers.ingress_copied_bytes.get(),
+            lanes: common.lanes.counters(),
         }
     }
 
@@ -182,50 +333,57 @@ impl Shard {
         self.0.common.checkpoint_waiters.wake_all();
     }
 
-    /// Drains every partition, writes indexes and checkpoints, leaves the clean-stop mark. Serving must have ended.
+    /// Stops a node of one shard cleanly: [`Shard::drain`], then [`Shard::seal`]. Serving must have ended.
     ///
     /// # Errors
     /// What the disk said; then there is no mark, and the next open recovers.
     pub async fn close(&self) -> io::Result<()> {
+        let mut closed = self.drain().await;
+        if closed.is_ok() {
+            closed = self.seal().await;
+        }
+        self.leave();
+        closed
+    }
+
+    /// Makes everything accepted by this shard durable, trims its segments and writes their indexes.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub async fn drain(&self) -> io::Result<()> {
         self.begin_stop();
         let mut failure = None;
         for topic in self.topics() {
-            for partition in &topic.partitions {
+            for partition in topic.all_here() {
                 if let Err(why) = partition.drain().await {
                     failure.get_or_insert(why);
                 }
             }
         }
-        let closed = match failure {
-            Some(why) => Err(io::Error::other(why)),
-            None => match self.0.common.write_checkpoints(&self.topics()).await {
-                Ok(()) => self.0.common.leave_clean_mark().await,
-                Err(error) => Err(error),
-            },
-        };
-        for topic in self.topics() {
-            topic.partitions.iter().for_each(Partition::close);
-        }
-        closed
+        failure.map_or(Ok(()), |why| Err(io::Error::other(why)))
     }
 
-    /// Holds the registry for one change at a time.
-    pub(super) async fn claim_registry(&self) -> topics::RegistryClaim {
-        poll_fn(|cx| {
-            if !self.0.registry_busy.replace(true) {
-                return Poll::Ready(());
-            }
-            self.0.registry_waiters.add(cx.waker());
-            Poll::Pending
-        })
-        .await;
-        topics::RegistryClaim(self.clone())
+    /// Writes the checkpoints and the mark of a clean stop: on shard 0, once every shard has drained.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub async fn seal(&self) -> io::Result<()> {
+        self.0.common.write_checkpoints(&self.topics()).await?;
+        self.0.common.leave_clean_mark().await
+    }
+
+    /// Closes this shard's partitions, so that whoever waits learns it, and ends its part in the lanes.
+    pub fn leave(&self) {
+        for topic in self.topics() {
+            topic.all_here().for_each(Partition::close);
+        }
+        self.lanes().end();
     }
 }
 
 impl Common {
     pub(super) fn direct_writes(&self) -> bool {
-        self.config.ingress.is_direct() && self.direct_offered
+        self.config.ingress.is_direct() && self.node.direct_offered
     }
 
     pub(super) fn register(&self, partition: &Partition) {
@@ -244,8 +402,16 @@ impl Common {
         }
     }
 
-    /// A flush failed: nothing on this device may be called durable any more.
+    /// A flush failed: nothing on this device may be called durable any more, on any shard.
     pub(super) fn fail_all(&self, why: &str) {
+        self.latch_all(why);
+        if !self.device_failed.replace(true) {
+            self.lanes.announce_failure(why);
+        }
+    }
+
+    /// Latches the partitions of this shard.
+    pub(super) fn latch_all(&self, why: &str) {
         self.each_partition(|partition| drop(partition.fail(why.to_owned())));
     }
 

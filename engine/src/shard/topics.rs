@@ -1,18 +1,30 @@
 //! Topics: making and removing them, and the registry that says which there are.
 //!
-//! The registry is the truth. A topic is made by making its directories first and then naming it there; it is removed
-//! by marking it there first and then removing its directories. A crash in between leaves no half of a topic.
+//! The registry is the truth; shard 0 keeps it. A topic is made by making its directories first, then its partitions on
+//! the shards that own them, then naming it in the registry, and is shown by every shard before whoever asked is told.
+//! It is removed by marking it there first and then removing its directories. A crash in between leaves no half of a
+//! topic.
 
-use std::path::PathBuf;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
 
+use super::board::Board;
 use super::config::TopicConfig;
 use super::errors::TopicError;
 use super::files::Files;
 use super::partition::{Partition, partition_dir};
+use super::placement::{VIRTUAL_SHARDS, owner, virtual_shard};
+use super::route::Route;
 use super::shard::Shard;
-use crate::log::{EpochOwner, Log, PartitionMetadata, TopicEntry, TopicState, check_topic_name};
-use crate::types::{Offset, PartitionId, TopicId};
+use super::wakers::Wakers;
+use crate::log::{
+    EpochOwner, Log, PartitionMetadata, TopicEntry, TopicRegistry, TopicState, check_topic_name,
+};
+use crate::types::{Offset, ShardId, TopicId};
 
 /// The most partitions of one topic.
 pub const PARTITIONS_MAX: i32 = 100_000;
@@ -20,30 +32,113 @@ pub const PARTITIONS_MAX: i32 = 100_000;
 pub(super) const REGISTRY_FILE: &str = "ringlog-topics";
 pub(super) const METADATA_FILE: &str = "partition.metadata";
 
-/// A topic and its partitions.
+/// What every shard must know of a topic.
+#[derive(Clone)]
+pub(super) struct TopicPlan {
+    pub name: Arc<str>,
+    pub id: TopicId,
+    pub config: TopicConfig,
+    pub first_virtual: u8,
+    pub boards: Arc<[Board]>,
+}
+
+/// A topic as one shard sees it.
 pub struct Topic {
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Its id, for life.
     pub id: TopicId,
-    /// Its partitions, by number.
-    pub partitions: Vec<Partition>,
     /// What it was told.
     pub config: TopicConfig,
+    first_virtual: u8,
+    shards: u16,
+    boards: Arc<[Board]>,
+    /// The partitions that are this shard's own, by number.
+    here: Vec<Option<Partition>>,
+}
+
+impl Topic {
+    /// How many partitions it has.
+    #[must_use]
+    pub fn partition_count(&self) -> i32 {
+        self.boards.len() as i32
+    }
+
+    /// What the owner of partition `index` shows, if there is such a partition.
+    #[must_use]
+    pub fn board(&self, index: i32) -> Option<&Board> {
+        self.boards.get(usize::try_from(index).ok()?)
+    }
+
+    /// The shard that owns partition `index`.
+    #[must_use]
+    pub fn owner(&self, index: i32) -> ShardId {
+        owner(virtual_shard(self.first_virtual, index), self.shards)
+    }
+
+    /// Partition `index`, if it is this shard's own.
+    #[must_use]
+    pub fn here(&self, index: i32) -> Option<&Partition> {
+        self.here.get(usize::try_from(index).ok()?)?.as_ref()
+    }
+
+    /// The partitions that are this shard's own.
+    pub fn all_here(&self) -> impl Iterator<Item = &Partition> {
+        self.here.iter().flatten()
+    }
+}
+
+/// The registry, on shard 0.
+pub(super) struct Coordinator {
+    pub registry: RefCell<TopicRegistry>,
+    /// One change at a time.
+    busy: Cell<bool>,
+    waiters: Wakers,
+}
+
+impl Coordinator {
+    pub(super) fn new(registry: TopicRegistry) -> Coordinator {
+        Coordinator { registry: RefCell::new(registry), busy: Cell::new(false), waiters: Wakers::default() }
+    }
+
+    async fn claim(&self) -> Claim<'_> {
+        poll_fn(|cx| {
+            if !self.busy.replace(true) {
+                return Poll::Ready(());
+            }
+            self.waiters.add(cx.waker());
+            Poll::Pending
+        })
+        .await;
+        Claim(self)
+    }
+
+    fn mark(&self, id: TopicId, state: TopicState) {
+        if let Some(entry) = self.registry.borrow_mut().topics.iter_mut().find(|t| t.id == id) {
+            entry.state = state;
+        }
+    }
+
+    /// Where the next topic begins, so that all partitions together go round evenly.
+    fn next_virtual(&self) -> u8 {
+        let registry = self.registry.borrow();
+        let partitions: i64 = registry.topics.iter().map(|t| i64::from(t.partitions)).sum();
+        (partitions % i64::from(VIRTUAL_SHARDS)) as u8
+    }
 }
 
 /// The right to change the registry; given back on drop.
-pub(super) struct RegistryClaim(pub(super) Shard);
+struct Claim<'a>(&'a Coordinator);
 
-impl Drop for RegistryClaim {
+impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.0.0.registry_busy.set(false);
-        self.0.0.registry_waiters.wake_all();
+        self.0.busy.set(false);
+        self.0.waiters.wake_all();
     }
 }
 
 impl Shard {
-    /// Makes a topic. It survives power loss when this returns.
+    /// Makes a topic. It survives power loss, and every shard serves it, when this returns.
     ///
     /// # Errors
     /// See [`TopicError`]; then there is no such topic.
@@ -57,54 +152,11 @@ impl Shard {
         if !(1..=PARTITIONS_MAX).contains(&partitions) {
             return Err(TopicError::Partitions(partitions, PARTITIONS_MAX));
         }
-        let _claim = self.claim_registry().await;
-        if self.is_stopping() {
-            return Err(TopicError::Stopping);
-        }
-        if self.topic(name).is_some() {
-            return Err(TopicError::Exists(name.to_owned()));
-        }
-        let common = &self.0.common;
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&common.ring.random_u64().to_be_bytes());
-        id[8..].copy_from_slice(&common.ring.random_u64().to_be_bytes());
-        let id = TopicId(id);
-        let mut made = Vec::new();
-        for index in 0..partitions {
-            let dir = partition_dir(&common.config.data_dir, name, index);
-            // What a crash left half made, or an operator put there, is not ours to continue.
-            if !common.ring.list(&dir).await.unwrap_or_default().is_empty() {
-                self.set_aside(&dir).await?;
-            }
-            common.ring.make_dir(&dir).await?;
-            let metadata = PartitionMetadata { topic_id: id }.format();
-            common.ring.replace(&dir.join(METADATA_FILE), metadata.into_bytes()).await?;
-            let log = Log::new(config.log.clone(), EpochOwner::Local, Offset(0));
-            let mut files = Files::new(dir);
-            files.push(Offset(0), false);
-            let id = PartitionId { topic: id, index };
-            let partition = Partition::new(common, id, name, config.clone(), log, files);
-            partition.writer(Offset(0)).await?;
-            common.register(&partition);
-            made.push(partition);
-        }
-        let entry = TopicEntry {
-            name: name.to_owned(),
-            id,
-            partitions,
-            state: TopicState::Live,
-            config: config.to_pairs(),
-        };
-        self.0.registry.borrow_mut().topics.push(entry);
-        if let Err(error) = self.store_registry().await {
-            self.0.registry.borrow_mut().topics.retain(|t| t.id != id);
-            made.iter().for_each(Partition::close);
-            return Err(error.into());
-        }
-        let topic = Rc::new(Topic { name: name.to_owned(), id, partitions: made, config });
-        self.enter_topic(&topic);
-        common.request_checkpoint();
-        Ok(topic)
+        let told: Arc<str> = name.into();
+        let make = move |shard: Shard| async move { shard.make_topic(told, partitions, config).await };
+        let id = self.on(ShardId(0), make).await?;
+        // It may have been deleted again already.
+        self.topic_by_id(id).ok_or_else(|| TopicError::Unknown(name.to_owned()))
     }
 
     /// Removes a topic and its data. It stays removed after power loss when this returns.
@@ -112,35 +164,162 @@ impl Shard {
     /// # Errors
     /// See [`TopicError`].
     pub async fn delete_topic(&self, name: &str) -> Result<(), TopicError> {
-        let _claim = self.claim_registry().await;
-        let topic = self.topic(name).ok_or_else(|| TopicError::Unknown(name.to_owned()))?;
-        self.mark(topic.id, TopicState::Deleting);
-        if let Err(error) = self.store_registry().await {
-            self.mark(topic.id, TopicState::Live);
+        let name: Arc<str> = name.into();
+        self.on(ShardId(0), |shard| async move { shard.remove_topic(&name).await }).await
+    }
+
+    /// On shard 0.
+    async fn make_topic(
+        &self,
+        name: Arc<str>,
+        partitions: i32,
+        config: TopicConfig,
+    ) -> Result<TopicId, TopicError> {
+        let coordinator = self.coordinator();
+        let _claim = coordinator.claim().await;
+        if self.is_stopping() {
+            return Err(TopicError::Stopping);
+        }
+        if self.topic(&name).is_some() {
+            return Err(TopicError::Exists(name.to_string()));
+        }
+        let ring = self.ring();
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&ring.random_u64().to_be_bytes());
+        id[8..].copy_from_slice(&ring.random_u64().to_be_bytes());
+        let id = TopicId(id);
+        let plan = TopicPlan {
+            name: name.clone(),
+            id,
+            config,
+            first_virtual: coordinator.next_virtual(),
+            boards: (0..partitions).map(|_| Board::default()).collect(),
+        };
+        for index in 0..partitions {
+            let dir = partition_dir(&self.config().data_dir, &name, index);
+            // What a crash left half made, or an operator put there, is not ours to continue.
+            if !ring.list(&dir).await.unwrap_or_default().is_empty() {
+                self.set_aside(&dir).await?;
+            }
+            ring.make_dir(&dir).await?;
+            let metadata = PartitionMetadata { topic_id: id }.format();
+            ring.replace(&dir.join(METADATA_FILE), metadata.into_bytes()).await?;
+        }
+        let begun = self.begin_everywhere(&plan).await;
+        let entry = TopicEntry {
+            name: name.to_string(),
+            id,
+            partitions,
+            first_virtual: plan.first_virtual,
+            state: TopicState::Live,
+            config: plan.config.to_pairs(),
+        };
+        coordinator.registry.borrow_mut().topics.push(entry);
+        let stored = match begun {
+            Ok(()) => self.store_registry().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stored {
+            coordinator.registry.borrow_mut().topics.retain(|t| t.id != id);
+            self.on_each(|| move |shard: Shard| async move { shard.forget_topic(id) }).await;
             return Err(error.into());
         }
-        self.0.topics.borrow_mut().remove(name);
-        self.0.by_id.borrow_mut().remove(&topic.id);
-        topic.partitions.iter().for_each(Partition::close);
-        self.remove_topic_data(name, topic.partitions.len() as i32).await?;
-        self.0.registry.borrow_mut().topics.retain(|t| t.id != topic.id);
+        self.on_each(|| move |shard: Shard| async move { shard.show_topic(id) }).await;
+        self.0.common.request_checkpoint();
+        Ok(id)
+    }
+
+    async fn begin_everywhere(&self, plan: &TopicPlan) -> std::io::Result<()> {
+        let begin = || {
+            let plan = plan.clone();
+            move |shard: Shard| async move { shard.begin_topic(plan).await }
+        };
+        self.on_each(begin).await.into_iter().collect()
+    }
+
+    /// Makes this shard's partitions of a new topic; not shown yet.
+    async fn begin_topic(&self, plan: TopicPlan) -> std::io::Result<()> {
+        let mut here = Vec::new();
+        for index in self.own_indexes(&plan) {
+            let dir = partition_dir(&self.config().data_dir, &plan.name, index);
+            let log = Log::new(plan.config.log.clone(), EpochOwner::Local, Offset(0));
+            let mut files = Files::new(dir);
+            files.push(Offset(0), false);
+            let partition = Partition::new(&self.0.common, &plan, index, log, files);
+            partition.writer(Offset(0)).await?;
+            here.push(partition);
+        }
+        let topic = self.topic_of(&plan, here);
+        self.0.begun.borrow_mut().push(topic);
+        Ok(())
+    }
+
+    fn show_topic(&self, id: TopicId) {
+        let mut begun = self.0.begun.borrow_mut();
+        let index = begun.iter().position(|topic| topic.id == id).expect("a topic is begun, then shown");
+        self.enter_topic(&begun.swap_remove(index));
+    }
+
+    fn forget_topic(&self, id: TopicId) {
+        self.0.begun.borrow_mut().retain(|topic| {
+            if topic.id == id {
+                topic.all_here().for_each(Partition::close);
+            }
+            topic.id != id
+        });
+    }
+
+    /// On shard 0.
+    async fn remove_topic(&self, name: &str) -> Result<(), TopicError> {
+        let coordinator = self.coordinator();
+        let _claim = coordinator.claim().await;
+        let topic = self.topic(name).ok_or_else(|| TopicError::Unknown(name.to_owned()))?;
+        let id = topic.id;
+        coordinator.mark(id, TopicState::Deleting);
+        if let Err(error) = self.store_registry().await {
+            coordinator.mark(id, TopicState::Live);
+            return Err(error.into());
+        }
+        self.on_each(|| move |shard: Shard| async move { shard.leave_topic(id) }).await;
+        for index in 0..topic.partition_count() {
+            self.ring().remove_dir(&partition_dir(&self.config().data_dir, name, index)).await?;
+        }
+        coordinator.registry.borrow_mut().topics.retain(|t| t.id != id);
         self.store_registry().await?;
         self.0.common.request_checkpoint();
         Ok(())
     }
 
-    fn mark(&self, id: TopicId, state: TopicState) {
-        if let Some(entry) = self.0.registry.borrow_mut().topics.iter_mut().find(|t| t.id == id) {
-            entry.state = state;
-        }
+    fn leave_topic(&self, id: TopicId) {
+        let Some(topic) = self.0.by_id.borrow_mut().remove(&id) else { return };
+        self.0.topics.borrow_mut().remove(&*topic.name);
+        topic.all_here().for_each(Partition::close);
     }
 
-    pub(super) async fn remove_topic_data(&self, name: &str, partitions: i32) -> std::io::Result<()> {
-        for index in 0..partitions {
-            let dir = partition_dir(&self.0.common.config.data_dir, name, index);
-            self.0.common.ring.remove_dir(&dir).await?;
+    /// The numbers of the partitions that are this shard's own.
+    pub(super) fn own_indexes(&self, plan: &TopicPlan) -> Vec<i32> {
+        let shards = self.0.common.node.shards();
+        let mine = |index: &i32| owner(virtual_shard(plan.first_virtual, *index), shards) == self.id();
+        (0..plan.boards.len() as i32).filter(mine).collect()
+    }
+
+    /// A topic with this shard's own partitions of it.
+    pub(super) fn topic_of(&self, plan: &TopicPlan, partitions: Vec<Partition>) -> Rc<Topic> {
+        let mut here: Vec<Option<Partition>> = vec![None; plan.boards.len()];
+        for partition in partitions {
+            self.0.common.register(&partition);
+            let index = partition.index() as usize;
+            here[index] = Some(partition);
         }
-        Ok(())
+        Rc::new(Topic {
+            name: plan.name.clone(),
+            id: plan.id,
+            config: plan.config.clone(),
+            first_virtual: plan.first_virtual,
+            shards: self.0.common.node.shards(),
+            boards: plan.boards.clone(),
+            here,
+        })
     }
 
     pub(super) fn enter_topic(&self, topic: &Rc<Topic>) {
@@ -148,18 +327,24 @@ impl Shard {
         self.0.by_id.borrow_mut().insert(topic.id, topic.clone());
     }
 
-    pub(super) async fn store_registry(&self) -> std::io::Result<()> {
-        let text = self.0.registry.borrow().format();
-        let path = self.0.common.config.data_dir.join(REGISTRY_FILE);
-        self.0.common.ring.replace(&path, text.into_bytes()).await
+    /// The way to partition `index` of `topic`, wherever it is.
+    #[must_use]
+    pub fn route(&self, topic: &Rc<Topic>, index: i32) -> Option<Route> {
+        topic.board(index)?;
+        Some(Route::new(self, topic, index))
     }
 
-    async fn set_aside(&self, dir: &std::path::Path) -> std::io::Result<()> {
-        let ring = &self.0.common.ring;
-        let stamp = ring.wall_clock();
+    async fn store_registry(&self) -> std::io::Result<()> {
+        let text = self.coordinator().registry.borrow().format();
+        let path = self.config().data_dir.join(REGISTRY_FILE);
+        self.ring().replace(&path, text.into_bytes()).await
+    }
+
+    async fn set_aside(&self, dir: &Path) -> std::io::Result<()> {
+        let stamp = self.ring().wall_clock();
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let aside: PathBuf = dir.with_file_name(format!("{name}.{stamp}-aside"));
         tracing::warn!("{} holds files of no topic: kept as {}", dir.display(), aside.display());
-        ring.rename(dir, &aside).await
+        self.ring().rename(dir, &aside).await
     }
 }

@@ -9,6 +9,7 @@ mod arena;
 mod capabilities;
 mod clock;
 mod gather;
+mod mailbox;
 mod op;
 mod residency;
 mod ring;
@@ -23,11 +24,12 @@ pub use arena::{Arena, ArenaUse, BLOCK_CLASSES, LEASE_BYTES_MAX, Lease, LeaseMut
 pub use capabilities::Capabilities;
 pub use clock::Moment;
 pub use gather::{GATHER_MAX, Gather};
-pub use op::{DirEntry, DirLock, File, Listener, OpenOptions, Socket};
+pub use mailbox::Mailbox;
+pub use op::{DirEntry, DirLock, File, Listener, OpenOptions, SharedFile, Socket};
 pub use residency::{Residency, residency};
 pub use ring::{Done, OPS_IN_FLIGHT_MAX, Ring, RingCounters, Timer};
 pub use task::{Executor, TASKS_MAX};
-pub use uring::{Setup, UringError, UringOptions};
+pub use uring::{AddressClaim, Setup, UringError, UringOptions};
 
 /// What direct reads and writes are aligned to, in memory and in the file: the largest of what devices ask for.
 pub const BLOCK_BYTES: usize = 4096;

@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::arena::{Chunk, Lease, LeaseMut};
 use super::gather::Gather;
@@ -21,6 +22,16 @@ pub struct File(pub(crate) Rc<FileKind>);
 
 pub(crate) enum FileKind {
     Os(OsHandle),
+    Sim(SimFile),
+}
+
+/// A file that one ring opened, on its way to another: the descriptor is shared, not opened again.
+#[derive(Clone)]
+pub struct SharedFile(pub(crate) SharedFileKind);
+
+#[derive(Clone)]
+pub(crate) enum SharedFileKind {
+    Os { fd: Arc<std::os::fd::OwnedFd>, direct: bool },
     Sim(SimFile),
 }
 
@@ -264,6 +275,15 @@ impl Socket {
 }
 
 impl File {
+    /// For another ring, which takes it with [`super::Ring::adopt_shared`].
+    #[must_use]
+    pub fn share(&self) -> SharedFile {
+        SharedFile(match &*self.0 {
+            FileKind::Os(handle) => SharedFileKind::Os { fd: handle.share(), direct: handle.direct },
+            FileKind::Sim(file) => SharedFileKind::Sim(file.clone()),
+        })
+    }
+
     /// Whether reads and writes pass by the page cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {

@@ -21,7 +21,8 @@ use super::capabilities::Capabilities;
 use super::clock::Moment;
 use super::gather::Gather;
 use super::op::{
-    Completion, DirEntry, DirLock, File, Job, Listener, OpenOptions, Reply, Request, Socket, Token,
+    Completion, DirEntry, DirLock, File, FileKind, Job, Listener, OpenOptions, Reply, Request, SharedFile,
+    SharedFileKind, Socket, Token,
 };
 use super::sim::SimDriver;
 use super::task::{Bell, Executor};
@@ -269,13 +270,14 @@ impl Ring {
 
     // ---- sockets -----------------------------------------------------------------------------------------------
 
-    /// Listens on `address`. Several rings may listen on one address: the kernel spreads connections over them.
+    /// Listens on `address`. With `shared` several rings may: the kernel spreads connections over them; hold an
+    /// [`super::AddressClaim`] against other processes.
     ///
     /// # Errors
     /// What the kernel said, with the address.
-    pub fn listen(&self, address: SocketAddr) -> io::Result<Listener> {
+    pub fn listen(&self, address: SocketAddr, shared: bool) -> io::Result<Listener> {
         match &mut *self.0.driver.borrow_mut() {
-            Driver::Uring(uring) => uring.listen(address),
+            Driver::Uring(uring) => uring.listen(address, shared),
             Driver::Sim(sim) => sim.listen(address),
         }
     }
@@ -425,6 +427,18 @@ impl Ring {
                 Driver::Sim(_) => unreachable!("the simulated world has no descriptors"),
             },
             _ => unreachable!("opening a file replies with it"),
+        }
+    }
+
+    /// Takes a file that another ring opened.
+    #[must_use]
+    pub fn adopt_shared(&self, shared: &SharedFile) -> File {
+        match (&shared.0, &*self.0.driver.borrow()) {
+            (SharedFileKind::Os { fd, direct }, Driver::Uring(uring)) => {
+                uring.adopt_shared(fd.clone(), *direct)
+            }
+            (SharedFileKind::Sim(file), Driver::Sim(_)) => File(Rc::new(FileKind::Sim(file.clone()))),
+            _ => unreachable!("files do not cross between worlds"),
         }
     }
 

@@ -18,7 +18,7 @@ fn bytes_go_through_a_socket_and_a_file() {
     let path = directory.path().join("f");
     ring.run(async move {
         let ring = main;
-        let listener = ring.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = ring.listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
         let address = listener.address();
         let server = ring.clone();
         let received = Rc::new(Cell::new(0));
@@ -66,7 +66,7 @@ fn a_dropped_receive_keeps_its_memory_until_the_kernel_lets_go() {
     let main = ring.clone();
     ring.run(async move {
         let ring = main;
-        let listener = ring.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = ring.listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
         let client = ring.connect(listener.address()).await.unwrap();
         let server = ring.accept(&listener).await.unwrap();
         let into = ring.lease(4096).await.unwrap();

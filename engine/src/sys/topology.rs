@@ -27,6 +27,19 @@ pub fn pin_to(core: usize) -> io::Result<()> {
     })
 }
 
+/// The cores to run on when nobody says: all that the mask allows, no more than the cgroup's quota pays for.
+///
+/// # Errors
+/// What the kernel said.
+pub fn usable_cores() -> io::Result<Vec<usize>> {
+    let mut cores = allowed_cores()?;
+    if let Some(quota) = quota_cores() {
+        // A thread beyond the quota would only be throttled together with the others.
+        cores.truncate((quota.floor() as usize).max(1));
+    }
+    Ok(cores)
+}
+
 /// Cores' worth of time that the cgroup grants per second (`cpu.max`), if it is limited.
 #[must_use]
 pub fn quota_cores() -> Option<f64> {

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use crate::sys::{File, Gather, Lease};
+use crate::sys::{File, Gather, Lease, Ring, SharedFile};
 use crate::types::{Offset, Position};
 
 /// A segment's file, open for reading. Plans hold it, so the descriptor lives as long as the last plan that uses it.
@@ -15,7 +16,7 @@ pub struct SegmentFile {
     /// Through the page cache.
     pub file: File,
     /// For messages.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
 }
 
 /// A run of whole record batches, or a part of one, and where it lies. Never changes while a plan holds it.
@@ -41,6 +42,56 @@ impl Piece {
         match self {
             Piece::Memory(lease) => lease.len() as u64,
             Piece::File { bytes, .. } => *bytes,
+        }
+    }
+}
+
+/// A piece on its way to another shard: the lease moves, the file's descriptor is shared.
+pub enum SharedPiece {
+    /// In the owner's tail cache.
+    Memory(Lease),
+    /// In one of its segment files.
+    File {
+        /// The segment.
+        base: Offset,
+        /// Its file.
+        file: SharedFile,
+        /// For messages.
+        path: Arc<Path>,
+        /// Where it begins.
+        at: Position,
+        /// How long it is.
+        bytes: u64,
+    },
+}
+
+impl Piece {
+    /// For another shard.
+    #[must_use]
+    pub fn share(self) -> SharedPiece {
+        match self {
+            Piece::Memory(lease) => SharedPiece::Memory(lease),
+            Piece::File { file, at, bytes } => SharedPiece::File {
+                base: file.base,
+                file: file.file.share(),
+                path: file.path.clone(),
+                at,
+                bytes,
+            },
+        }
+    }
+}
+
+impl SharedPiece {
+    /// A piece of this thread's. Allocates a handle for a file.
+    #[must_use]
+    pub fn adopt(self, ring: &Ring) -> Piece {
+        match self {
+            SharedPiece::Memory(lease) => Piece::Memory(lease),
+            SharedPiece::File { base, file, path, at, bytes } => {
+                let file = ring.adopt_shared(&file);
+                Piece::File { file: Rc::new(SegmentFile { base, file, path }), at, bytes }
+            }
         }
     }
 }

@@ -3,13 +3,12 @@
 //! An operation has two moments after its submission: its effect, when it touches memory and the disk, and its
 //! completion. Memory is reached by raw pointers, as the kernel does it: the operation's slot keeps it.
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::disk::{DiskEvent, NameChange, Node};
 use super::world::{Address, Due, Outcome, State, World};
@@ -28,6 +27,7 @@ use crate::types::Timestamp;
 const VISIT_NANOS: u64 = 300;
 
 /// An open file of the simulated world.
+#[derive(Clone)]
 pub(crate) struct SimFile {
     inode: u64,
     path: PathBuf,
@@ -42,13 +42,16 @@ impl SimFile {
 
 /// An exclusive claim in the simulated world.
 pub(crate) struct SimLock {
-    locks: Rc<RefCell<BTreeSet<PathBuf>>>,
+    locks: Locks,
     path: PathBuf,
 }
 
+/// What is claimed in a world. Behind a lock since claims may be given up on any thread, as the kernel's are.
+pub(super) type Locks = Arc<Mutex<BTreeSet<PathBuf>>>;
+
 impl Drop for SimLock {
     fn drop(&mut self) {
-        self.locks.borrow_mut().remove(&self.path);
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.path);
     }
 }
 
@@ -563,7 +566,7 @@ impl State {
             Some(Node::Dir) => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
             None => drop(self.create(&path)?),
         }
-        if !self.locks.borrow_mut().insert(path.clone()) {
+        if !self.locks.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone()) {
             let message = format!(
                 "{} is locked by this process; one process at a time may use this directory",
                 path.display()

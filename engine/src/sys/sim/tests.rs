@@ -9,12 +9,12 @@ use crate::log::BatchBuilder;
 use crate::shard::{Shard, ShardConfig, TopicConfig};
 use crate::sys::{OpenOptions, Ring};
 use crate::transfer::{Egress, Piece};
-use crate::types::{Offset, ShardId, Timestamp};
+use crate::types::{Offset, Timestamp};
 
 const ARENA: u64 = 256 << 20;
 
 async fn open_shard(ring: &Ring) -> Shard {
-    Shard::open(ring, ShardId(0), ShardConfig::new("/data")).await.unwrap()
+    Shard::open(ring, ShardConfig::new("/data")).await.unwrap()
 }
 
 /// Appends batches to a new topic, waits until each is durable, and closes. Gives the final disk.
@@ -25,7 +25,7 @@ fn produce(seed: u64) -> (World, DiskImage, u64) {
     world.run(&[&ring], async move {
         let shard = open_shard(&main).await;
         let topic = shard.create_topic("events", 2, TopicConfig::default()).await.unwrap();
-        let partition = &topic.partitions[0];
+        let partition = topic.here(0).unwrap();
         let mut tickets = Vec::new();
         for number in 0..20 {
             let mut builder = BatchBuilder::new(Timestamp(1000));
@@ -67,7 +67,7 @@ fn a_shard_finds_after_a_restart_what_it_acknowledged() {
             let topic = shard.topic("events").unwrap();
             let mut pieces = Vec::new();
             let fetched =
-                topic.partitions[0].fetch(Offset(0), 1 << 20, Egress::Tail, &mut pieces).await.unwrap();
+                topic.here(0).unwrap().fetch(Offset(0), 1 << 20, Egress::Tail, &mut pieces).await.unwrap();
             assert_eq!(fetched.high_watermark, Offset(20));
             let mut all = Vec::new();
             for piece in pieces {
@@ -367,7 +367,7 @@ fn an_echo_between_two_rings() {
     for seed in 0..20 {
         let world = World::new(seed);
         let (server, client) = (world.ring(ARENA), world.ring(ARENA));
-        let listener = server.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = server.listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
         let address = listener.address();
         let serving = server.clone();
         server.spawn(async move {
@@ -433,7 +433,7 @@ fn a_file_is_sent_as_the_peer_makes_room() {
         lease.fill(9);
         let (written, lease) = main.write(&file, 0, lease.freeze()).await;
         assert_eq!(written.unwrap(), 1 << 20);
-        let listener = main.listen("127.0.0.1:9092".parse().unwrap()).unwrap();
+        let listener = main.listen("127.0.0.1:9092".parse().unwrap(), false).unwrap();
         let there = main.connect(listener.address()).await.unwrap();
         let here = main.accept(&listener).await.unwrap();
         let sender = main.clone();

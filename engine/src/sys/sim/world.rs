@@ -1,10 +1,10 @@
 //! One simulated world: its clock, its queue of what is to happen, its rings and its faults.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::{Rc, Weak};
 
 use super::disk::{Disk, DiskEvent, Recording};
@@ -34,7 +34,7 @@ pub(super) struct State {
     pub disk: Disk,
     pub network: Network,
     pub faults: FaultPlan,
-    pub locks: Rc<RefCell<BTreeSet<PathBuf>>>,
+    pub locks: super::driver::Locks,
     /// Where the mutant that lets go of memory too early puts what callers get back.
     pub spare: Arena,
 }
@@ -104,7 +104,7 @@ impl World {
                 disk: Disk::of_image(&image),
                 network: Network::default(),
                 faults: FaultPlan::default(),
-                locks: Rc::default(),
+                locks: super::driver::Locks::default(),
                 spare: Arena::new(1 << 30),
             })
         }))

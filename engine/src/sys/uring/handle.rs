@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use io_uring::IoUring;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, sockopt};
@@ -18,7 +19,8 @@ const LISTEN_BACKLOG: i32 = 1024;
 
 /// A descriptor, with its place in the ring's table of registered files if it has one.
 pub struct OsHandle {
-    fd: Option<OwnedFd>,
+    /// Shared with the handles of other rings on the same file.
+    fd: Option<Arc<OwnedFd>>,
     fixed: Option<u32>,
     pub(crate) direct: bool,
     table: Rc<FixedTable>,
@@ -77,7 +79,21 @@ impl OsHandle {
         closer: Option<helpers::Sender>,
     ) -> OsHandle {
         let fixed = table.place(ring, fd.as_raw_fd());
-        OsHandle { fd: Some(fd), fixed, direct, table: table.clone(), closer }
+        OsHandle { fd: Some(Arc::new(fd)), fixed, direct, table: table.clone(), closer }
+    }
+
+    /// A handle on a file that another ring opened: used by its descriptor, not registered here.
+    pub(super) fn of_another_ring(
+        fd: Arc<OwnedFd>,
+        direct: bool,
+        table: &Rc<FixedTable>,
+        closer: helpers::Sender,
+    ) -> OsHandle {
+        OsHandle { fd: Some(fd), fixed: None, direct, table: table.clone(), closer: Some(closer) }
+    }
+
+    pub(crate) fn share(&self) -> Arc<OwnedFd> {
+        self.fd.clone().expect("a handle has its descriptor until it is dropped")
     }
 
     pub(crate) fn fd(&self) -> RawFd {
@@ -105,7 +121,9 @@ impl Drop for OsHandle {
             self.table.retired.borrow_mut().push(index);
         }
         let fd = self.fd.take().expect("a handle is dropped once");
-        if let Some(closer) = &self.closer {
+        if let Some(closer) = &self.closer
+            && let Some(fd) = Arc::into_inner(fd)
+        {
             closer.send_unanswered(Job::Close(fd));
         }
     }
@@ -143,17 +161,57 @@ pub(super) fn stream_socket(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-pub(super) fn listening_socket(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
-    let explain = |errno: nix::Error| {
-        let source = io::Error::from(errno);
-        io::Error::new(source.kind(), format!("cannot listen on {address}: {source}"))
-    };
+pub(super) fn listening_socket(address: SocketAddr, shared: bool) -> io::Result<(OwnedFd, SocketAddr)> {
+    let explain = |errno| cannot_listen(address, errno);
+    let (fd, bound) = bound_socket(address, shared)?;
+    socket::listen(&fd, socket::Backlog::new(LISTEN_BACKLOG).map_err(explain)?).map_err(explain)?;
+    Ok((fd, bound))
+}
+
+fn bound_socket(address: SocketAddr, shared: bool) -> io::Result<(OwnedFd, SocketAddr)> {
+    let explain = |errno| cannot_listen(address, errno);
     let fd = stream(address)?;
     socket::setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(explain)?;
+    if shared {
+        socket::setsockopt(&fd, sockopt::ReusePort, &true).map_err(explain)?;
+    }
     socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).map_err(explain)?;
-    socket::listen(&fd, socket::Backlog::new(LISTEN_BACKLOG).map_err(explain)?).map_err(explain)?;
     let bound = socket::getsockname::<SockaddrStorage>(fd.as_raw_fd()).map_err(explain)?;
     Ok((fd, to_std(&bound).unwrap_or(address)))
+}
+
+fn cannot_listen(address: SocketAddr, errno: nix::Error) -> io::Error {
+    let source = io::Error::from(errno);
+    io::Error::new(source.kind(), format!("cannot listen on {address}: {source}"))
+}
+
+/// An address that is this process's to listen on, with as many listeners as it likes.
+///
+/// Listeners that share an address would also share it with another process of the same user, who would then get
+/// every second connection. So the address is bound alone first, which fails where anybody has it, and opened for
+/// more afterwards. The claim's own socket never listens.
+pub struct AddressClaim {
+    _fd: OwnedFd,
+    address: SocketAddr,
+}
+
+impl AddressClaim {
+    /// Claims `address`; with port 0, one that the kernel chooses.
+    ///
+    /// # Errors
+    /// What the kernel said, with the address.
+    pub fn new(address: SocketAddr) -> io::Result<AddressClaim> {
+        let (fd, address) = bound_socket(address, false)?;
+        let opened = socket::setsockopt(&fd, sockopt::ReusePort, &true);
+        opened.map_err(|errno| cannot_listen(address, errno))?;
+        Ok(AddressClaim { _fd: fd, address })
+    }
+
+    /// The address, with its port.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
 }
 
 /// Small answers must not wait for more to come. Sockets that have no such switch do not need it.

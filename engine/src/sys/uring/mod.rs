@@ -16,7 +16,7 @@ use std::rc::Rc;
 
 use io_uring::{IoUring, opcode, squeue, types as uring_types};
 
-pub use handle::{OsHandle, SockAddr};
+pub use handle::{AddressClaim, OsHandle, SockAddr};
 pub use setup::{Setup, UringError, UringOptions};
 
 use self::handle::FixedTable;
@@ -160,6 +160,11 @@ impl Uring {
         File(Rc::new(FileKind::Os(self.adopt(fd, direct, closer))))
     }
 
+    pub(crate) fn adopt_shared(&self, fd: std::sync::Arc<OwnedFd>, direct: bool) -> File {
+        let handle = OsHandle::of_another_ring(fd, direct, &self.fixed_files, self.helpers.sender());
+        File(Rc::new(FileKind::Os(handle)))
+    }
+
     fn adopt_socket(&mut self, fd: OwnedFd) -> Socket {
         Socket(Rc::new(SocketKind::Os(self.adopt(fd, false, None))))
     }
@@ -169,8 +174,8 @@ impl Uring {
         OsHandle::new(fd, direct, &self.fixed_files, &self.ring, closer)
     }
 
-    pub(crate) fn listen(&mut self, address: SocketAddr) -> io::Result<Listener> {
-        let (fd, address) = handle::listening_socket(address)?;
+    pub(crate) fn listen(&mut self, address: SocketAddr, shared: bool) -> io::Result<Listener> {
+        let (fd, address) = handle::listening_socket(address, shared)?;
         self.acceptors.push(Acceptor {
             fd: fd.as_raw_fd(),
             armed: false,
@@ -315,7 +320,7 @@ impl Uring {
     fn accept(&mut self, token: Token, listener: &Listener) {
         let ListenerKind::Os { handle, .. } = &*listener.0 else { unreachable!("a simulated listener") };
         let fd = handle.fd();
-        let index = self.acceptors.iter().position(|a| a.fd == fd).expect("a listener has its acceptor");
+        let index = self.acceptors.iter().rposition(|a| a.fd == fd).expect("a listener has its acceptor");
         let acceptor = &mut self.acceptors[index];
         assert!(acceptor.waiting.is_none(), "one task accepts from a listener");
         acceptor.waiting = Some(token);

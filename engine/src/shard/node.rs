@@ -1,38 +1,70 @@
-//! Opening a data directory: the lock, the identity, the registry, every partition; and the clean-stop mark.
+//! What all shards of one data directory share, and the opening of that directory.
+//!
+//! One shard, number 0, opens the directory: it takes the lock, reads identity, registry and checkpoints, and finishes
+//! what a crash left half done. What it found is the [`Node`], plain data for every shard, each of which then recovers
+//! the partitions that are its own ([`super::Shard::join`]).
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::checkpoints::{self, CLEAN_MARK_FILE, LOG_STARTS_FILE, RECOVERY_POINTS_FILE};
+use super::board::Board;
+use super::checkpoints::{CLEAN_MARK_FILE, LOG_STARTS_FILE, RECOVERY_POINTS_FILE};
 use super::config::{ShardConfig, TopicConfig};
 use super::errors::OpenError;
+use super::lanes::{Letter, mailbox_capacity};
 use super::partition::partition_dir;
-use super::recovery;
-use super::shard::{Common, Identity, Inner, Shard};
-use super::stages::Stages;
-use super::topics::{METADATA_FILE, REGISTRY_FILE, Topic};
-use super::wakers::Wakers;
+use super::placement::VIRTUAL_SHARDS;
+use super::topics::{METADATA_FILE, REGISTRY_FILE, TopicPlan};
 use crate::log::{
     CheckpointError, MetaProperties, OffsetCheckpoint, PartitionMetadata, TopicEntry, TopicRegistry,
     TopicState, parse_partition_dir_name,
 };
-use crate::sys::{OpenOptions, Ring};
-use crate::transfer::TransferCounters;
-use crate::types::{Offset, PartitionId, ShardId, TopicId};
+use crate::sys::{DirLock, Mailbox, OpenOptions, Ring};
+use crate::types::{Offset, ShardId, TopicId};
 
 const META_FILE: &str = "meta.properties";
 const LOCK_FILE: &str = ".lock";
 const SMALL_FILE_BYTES_MAX: u64 = 64 << 20;
 
-impl Shard {
-    /// Opens the data directory of `config` on `ring`'s thread, making it if it is not there, and recovers every
-    /// partition. After anything but a clean stop every partition begins a new epoch, stored before this returns.
+/// See the module's words.
+pub struct Node {
+    pub(super) identity: Identity,
+    pub(super) clean: bool,
+    /// Whether the file system takes writes past the page cache.
+    pub(super) direct_offered: bool,
+    /// As it was found, less what was being deleted.
+    pub(super) registry: TopicRegistry,
+    /// Its topics.
+    pub(super) topics: Vec<TopicPlan>,
+    mailboxes: Box<[Mailbox<Letter>]>,
+    checkpoint_noticed: AtomicBool,
+    /// Given up when the last shard is gone: until then no other process touches the directory.
+    _lock: DirLock,
+}
+
+/// Who this node is, as its data directory says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster it belongs to.
+    pub cluster_id: String,
+    /// Its number there.
+    pub node_id: i32,
+    /// Lives and dies with the data.
+    pub directory_id: TopicId,
+}
+
+impl Node {
+    /// Opens the data directory of `config` on `ring`'s thread, making it if it is not there, for `shards` shards.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub async fn open(ring: &Ring, id: ShardId, config: ShardConfig) -> Result<Shard, OpenError> {
+    ///
+    /// # Panics
+    /// When `shards` is not 1 to [`VIRTUAL_SHARDS`].
+    pub async fn open(ring: &Ring, config: &ShardConfig, shards: u16) -> Result<Arc<Node>, OpenError> {
+        assert!((1..=VIRTUAL_SHARDS).contains(&shards), "{shards} shards");
         let dir = config.data_dir.clone();
         ring.make_dir(&dir).await?;
         let lock = ring.lock(&dir.join(LOCK_FILE)).await.map_err(|error| match error.kind() {
@@ -50,76 +82,79 @@ impl Shard {
         let clean = ring.read_file(&dir.join(CLEAN_MARK_FILE), 4096).await?.is_some();
         let points = checkpoint(ring, &dir, RECOVERY_POINTS_FILE).await?;
         let starts = checkpoint(ring, &dir, LOG_STARTS_FILE).await?;
-        let registry = registry(ring, &dir, &config.topic_defaults).await?;
+        let mut registry = registry(ring, &dir, &config.topic_defaults).await?;
         // From here on the directory counts as in use: what comes next is recovered unless it stops cleanly.
         ring.remove(&dir.join(CLEAN_MARK_FILE)).await?;
-        let common = Rc::new(Common {
-            ring: ring.clone(),
-            id,
-            config,
+        for entry in registry.topics.iter().filter(|t| t.state == TopicState::Deleting) {
+            for index in 0..entry.partitions {
+                ring.remove_dir(&partition_dir(&dir, &entry.name, index)).await?;
+            }
+        }
+        registry.topics.retain(|t| t.state == TopicState::Live);
+        ring.replace(&dir.join(REGISTRY_FILE), registry.format().into_bytes()).await?;
+        let (points, starts) = (by_partition(&points), by_partition(&starts));
+        let plans = registry.topics.iter().map(|entry| plan(entry, config, &points, &starts));
+        let topics = plans.collect::<Result<Vec<_>, _>>()?;
+        let mailboxes = (0..shards).map(|_| Mailbox::new(mailbox_capacity(shards))).collect();
+        let checkpoint_noticed = AtomicBool::new(false);
+        Ok(Arc::new(Node {
             identity,
-            transfers: TransferCounters::default(),
-            stages: Stages::default(),
+            clean,
             direct_offered,
-            partitions: RefCell::new(Vec::new()),
-            cached_bytes: Cell::new(0),
-            checkpoint_due: Cell::new(true),
-            checkpoint_busy: Cell::new(false),
-            checkpoint_waiters: Wakers::default(),
-            stopping: Cell::new(false),
-            stop_waiters: Wakers::default(),
-        });
-        let shard = Shard(Rc::new(Inner {
-            common,
-            topics: RefCell::new(BTreeMap::new()),
-            by_id: RefCell::new(BTreeMap::new()),
-            registry_busy: Cell::new(false),
-            registry_waiters: Wakers::default(),
-            registry: RefCell::new(registry),
+            registry,
+            topics,
+            mailboxes,
+            checkpoint_noticed,
             _lock: lock,
-        }));
-        shard.open_topics(clean, &points, &starts).await?;
-        shard.store_registry().await?;
-        shard.spawn(checkpoints::run(shard.clone()));
-        Ok(shard)
+        }))
     }
 
-    async fn open_topics(
-        &self,
-        clean: bool,
-        points: &OffsetCheckpoint,
-        starts: &OffsetCheckpoint,
-    ) -> Result<(), OpenError> {
-        let entries = self.0.registry.borrow().topics.clone();
-        for entry in entries {
-            if entry.state == TopicState::Deleting {
-                self.remove_topic_data(&entry.name, entry.partitions).await?;
-                self.0.registry.borrow_mut().topics.retain(|t| t.id != entry.id);
-                continue;
-            }
-            let pairs = entry.config.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-            let config = TopicConfig::from_pairs(&self.0.common.config.topic_defaults, pairs)
-                .map_err(|why| OpenError::Refused(format!("topic {}: {why}", entry.name)))?;
-            let mut partitions = Vec::new();
-            for index in 0..entry.partitions {
-                let start = recovery::Start {
-                    id: PartitionId { topic: entry.id, index },
-                    topic: &entry.name,
-                    dir: partition_dir(&self.0.common.config.data_dir, &entry.name, index),
-                    config: config.clone(),
-                    recovery_point: points.find(&entry.name, index).unwrap_or(Offset(0)),
-                    log_start: starts.find(&entry.name, index).unwrap_or(Offset(0)),
-                    clean,
-                };
-                let partition = recovery::open_partition(&self.0.common, start).await?;
-                self.0.common.register(&partition);
-                partitions.push(partition);
-            }
-            let topic = Rc::new(Topic { name: entry.name.clone(), id: entry.id, partitions, config });
-            self.enter_topic(&topic);
-        }
-        Ok(())
+    /// How many shards there are.
+    #[must_use]
+    pub fn shards(&self) -> u16 {
+        self.mailboxes.len() as u16
     }
+
+    pub(super) fn mailbox(&self, shard: ShardId) -> &Mailbox<Letter> {
+        &self.mailboxes[usize::from(shard.0)]
+    }
+
+    /// True when no notice lies in shard 0's mailbox yet: then the caller puts it there.
+    pub(super) fn claim_checkpoint_notice(&self) -> bool {
+        !self.checkpoint_noticed.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn take_checkpoint_notice(&self) {
+        self.checkpoint_noticed.store(false, Ordering::Release);
+    }
+}
+
+type Offsets<'a> = BTreeMap<(&'a str, i32), Offset>;
+
+fn by_partition(checkpoint: &OffsetCheckpoint) -> Offsets<'_> {
+    checkpoint.entries.iter().map(|entry| ((entry.topic.as_str(), entry.partition), entry.offset)).collect()
+}
+
+fn plan(
+    entry: &TopicEntry,
+    config: &ShardConfig,
+    points: &Offsets<'_>,
+    starts: &Offsets<'_>,
+) -> Result<TopicPlan, OpenError> {
+    let pairs = entry.config.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+    let told = TopicConfig::from_pairs(&config.topic_defaults, pairs)
+        .map_err(|why| OpenError::Refused(format!("topic {}: {why}", entry.name)))?;
+    let recorded = |index| {
+        let of = |offsets: &Offsets<'_>| offsets.get(&(entry.name.as_str(), index)).copied();
+        Board::recorded(of(points).unwrap_or(Offset(0)), of(starts).unwrap_or(Offset(0)))
+    };
+    Ok(TopicPlan {
+        name: entry.name.as_str().into(),
+        id: entry.id,
+        config: told,
+        first_virtual: entry.first_virtual,
+        boards: (0..entry.partitions).map(recorded).collect(),
+    })
 }
 
 fn text_of(bytes: &[u8]) -> String {
@@ -201,6 +236,7 @@ async fn registry(ring: &Ring, dir: &Path, defaults: &TopicConfig) -> Result<Top
             name: topic.to_owned(),
             id,
             partitions: 0,
+            first_virtual: 0,
             state: TopicState::Live,
             config: defaults.to_pairs(),
         });
