@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use ringlog::log::{BatchBuilder, Records};
-use ringlog::shard::{Shard, ShardConfig, TopicConfig};
+use ringlog::shard::{Node, Shard, ShardConfig, TopicConfig};
 use ringlog::sys::sim::World;
 use ringlog::sys::{Ring, Socket};
-use ringlog::types::Timestamp;
+use ringlog::types::{ShardId, Timestamp};
 use ringlog_broker::wire::fetch::{FetchPartition, FetchRequestWriter, FetchResponse, FetchTerms};
 use ringlog_broker::wire::produce::{ProduceResponse, ProduceTerms, encode_produce_prefix};
 use ringlog_broker::wire::{
@@ -48,19 +48,31 @@ fn decode<'a, M: Message + Decode<'a>>(frame: &'a [u8], api: ApiKey, version: i1
     (id, M::decode_from(&mut decoder, version).unwrap())
 }
 
-fn conversation(seed: u64) -> (usize, Vec<String>) {
+/// One client and a broker on so many shards.
+fn conversation(seed: u64, shards: u16) -> (usize, Vec<String>) {
     let world = World::new(seed);
-    let (client, server) = (world.ring(ARENA), world.ring(ARENA));
+    let client = world.ring(ARENA);
+    let servers: Vec<Ring> = (0..shards).map(|_| world.ring(ARENA)).collect();
     let address: SocketAddr = "10.0.0.1:9092".parse().unwrap();
-    let ring = server.clone();
-    server.spawn(async move {
-        let shard = Shard::open(&ring, ShardConfig::new("/data")).await.unwrap();
-        shard.create_topic("t", 2, TopicConfig::default()).await.unwrap();
-        let bound = bind(&shard, BrokerConfig::new(address)).unwrap();
-        serve(bound).await;
+    let rings = servers.clone();
+    servers[0].spawn(async move {
+        let config = ShardConfig::new("/data");
+        let node = Node::open(&rings[0], &config, shards).await.unwrap();
+        let mut joined = Vec::new();
+        for (ring, number) in rings.iter().zip(0..) {
+            joined.push(Shard::join(ring, ShardId(number), config.clone(), node.clone()).await.unwrap());
+        }
+        joined[0].create_topic("t", 2, TopicConfig::default()).await.unwrap();
+        for shard in joined {
+            let bound = bind(&shard, BrokerConfig { shared: true, ..BrokerConfig::new(address) }).unwrap();
+            shard.clone().spawn(async move {
+                serve(bound).await;
+            });
+        }
     });
     let ring = client.clone();
-    let values = world.run(&[&client, &server], async move {
+    let all: Vec<&Ring> = std::iter::once(&client).chain(&servers).collect();
+    let values = world.run(&all, async move {
         let socket = loop {
             match ring.connect(address).await {
                 Ok(socket) => break socket,
@@ -131,13 +143,15 @@ fn conversation(seed: u64) -> (usize, Vec<String>) {
 
 #[test]
 fn a_client_produces_and_consumes_in_the_simulated_world() {
-    for seed in 0..50 {
-        let (_, values) = conversation(seed);
-        assert_eq!(values, ["value 0", "value 1", "value 2", "value 3", "value 4"], "seed {seed}");
+    for seed in 0..60 {
+        let shards = 1 + seed as u16 % 3;
+        let (_, values) = conversation(seed, shards);
+        let expected = ["value 0", "value 1", "value 2", "value 3", "value 4"];
+        assert_eq!(values, expected, "seed {seed}, {shards} shards");
     }
 }
 
 #[test]
 fn the_same_seed_makes_the_same_conversation() {
-    assert_eq!(conversation(7), conversation(7));
+    assert_eq!(conversation(7, 3), conversation(7, 3));
 }

@@ -10,11 +10,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced, check_stored};
-use ringlog::shard::{Ack, Mutant, Partition, Shard, ShardConfig, TopicConfig};
+use ringlog::shard::{Ack, Mutant, Node, Partition, Shard, ShardConfig, TopicConfig};
 use ringlog::sys::sim::{CutKind, DiskImage, Recording, World};
 use ringlog::sys::{LeaseMut, Ring};
 use ringlog::transfer::{Egress, Ingress, Piece};
-use ringlog::types::{Offset, Timestamp};
+use ringlog::types::{Offset, ShardId, Timestamp};
 
 const ARENA: u64 = 64 << 20;
 const SCARCE: u64 = 4 << 20;
@@ -23,9 +23,11 @@ const APPENDERS: u64 = 4;
 const APPENDS: usize = 24;
 const TOPIC: &str = "crash";
 
-/// A batch that was accepted: which one, and when which promise was made for it.
+/// A batch that was accepted: which one, by whom, and when which promise was made for it. Offset and epoch are known
+/// once that is so: from another shard they come with the promise.
 #[derive(Clone, Debug)]
 struct Accepted {
+    appender: u64,
     partition: usize,
     base_offset: i64,
     epoch: i32,
@@ -73,6 +75,17 @@ async fn hold_most_memory(ring: &Ring) -> Vec<LeaseMut> {
     held
 }
 
+/// A node on so many rings.
+async fn open(rings: &[Ring], config: ShardConfig) -> Vec<Shard> {
+    let node = Node::open(&rings[0], &config, rings.len() as u16).await.unwrap();
+    let mut shards = Vec::new();
+    for (number, ring) in rings.iter().enumerate() {
+        let id = ShardId(number as u16);
+        shards.push(Shard::join(ring, id, config.clone(), node.clone()).await.unwrap());
+    }
+    shards
+}
+
 /// A recorded run: appenders with their own mix of sizes and promises, small segments so that it rolls often.
 fn record(seed: u64, mistake: Mistake) -> Run {
     let mut random = fastrand::Rng::with_seed(seed);
@@ -84,21 +97,28 @@ fn record(seed: u64, mistake: Mistake) -> Run {
     world.faults().reuse_memory_in_flight(mistake == Mistake::ReuseMemory);
     world.faults().short_writes(if mistake == Mistake::None { 0.05 } else { 0.0 });
     // Memory in flight can only be reused where there is little of it.
-    let ring = world.ring(if mistake == Mistake::ReuseMemory { SCARCE } else { ARENA });
+    let shards = if mistake == Mistake::ReuseMemory { 1 } else { random.usize(1..=4) };
+    let arena = if mistake == Mistake::ReuseMemory { SCARCE } else { ARENA };
+    let rings: Vec<Ring> = (0..shards).map(|_| world.ring(arena)).collect();
     let accepted: Rc<RefCell<Vec<Accepted>>> = Rc::default();
-    let (main, list, clock) = (ring.clone(), accepted.clone(), world.clone());
-    world.run(&[&ring], async move {
-        let shard = Shard::open(&main, shard_config(ingress, mutant)).await.unwrap();
+    let (main, list, clock) = (rings[0].clone(), accepted.clone(), world.clone());
+    let all = rings.clone();
+    world.run(&rings.iter().collect::<Vec<_>>(), async move {
+        let shards = open(&all, shard_config(ingress, mutant)).await;
+        let shard = &shards[0];
         let _held = if mistake == Mistake::ReuseMemory { hold_most_memory(&main).await } else { Vec::new() };
         let log = LogConfig { segment_bytes_max: 32 << 10, ..LogConfig::default() };
         let config = TopicConfig { ack: topic_ack, log };
-        let topic = shard.create_topic(TOPIC, PARTITIONS as i32, config).await.unwrap();
+        shard.create_topic(TOPIC, PARTITIONS as i32, config).await.unwrap();
         let left = Rc::new(RefCell::new(APPENDERS));
         for appender in 0..APPENDERS {
-            let (topic, list, clock, left) = (topic.clone(), list.clone(), clock.clone(), left.clone());
-            let (ring, spawner) = (main.clone(), main.clone());
+            // Each on a shard of its own, where there are enough; every partition is somebody's own.
+            let shard = shards[appender as usize % shards.len()].clone();
+            let topic = shard.topic(TOPIC).expect("a topic that was made is shown everywhere");
+            let (list, clock, left) = (list.clone(), clock.clone(), left.clone());
+            let (ring, spawner) = (shard.ring().clone(), shard.ring().clone());
             let mut random = fastrand::Rng::with_seed(seed ^ (appender + 1) << 32);
-            main.spawn(async move {
+            spawner.clone().spawn(async move {
                 for _ in 0..APPENDS {
                     let number = random.usize(..PARTITIONS);
                     let bytes =
@@ -110,20 +130,23 @@ fn record(seed: u64, mistake: Mistake) -> Run {
                     let mut lease = ring.lease(bytes.len()).await.unwrap();
                     drop(lease.split_off(bytes.len()));
                     lease.copy_from_slice(&bytes);
-                    let partition: &Partition = topic.here(number as i32).unwrap();
-                    let ticket = partition.append(lease, header, Some(ack), ring.now()).await.unwrap();
+                    let route = shard.route(&topic, number as i32).unwrap();
+                    let promise = route.append(lease, header, Some(ack), ring.now()).await.unwrap();
                     let place = list.borrow().len();
                     list.borrow_mut().push(Accepted {
+                        appender,
                         partition: number,
-                        base_offset: ticket.base_offset.0,
-                        epoch: ticket.epoch.0,
+                        base_offset: -1,
+                        epoch: -1,
                         value,
                         acked: None,
                     });
                     let (list, clock) = (list.clone(), clock.clone());
                     let wait = async move {
-                        let acked = ticket.reached().await.unwrap();
-                        list.borrow_mut()[place].acked = Some((clock.disk_events(), acked.reached));
+                        let acked = promise.kept().await.unwrap();
+                        let accepted = &mut list.borrow_mut()[place];
+                        (accepted.base_offset, accepted.epoch) = (acked.offset.0, acked.epoch.0);
+                        accepted.acked = Some((clock.disk_events(), acked.reached));
                     };
                     // Some wait for their answer, some send on.
                     if random.bool() {
@@ -141,27 +164,31 @@ fn record(seed: u64, mistake: Mistake) -> Run {
     });
     let recording = world.recording();
     let accepted = accepted.borrow().clone();
-    ring.shut_down();
+    rings.iter().for_each(Ring::shut_down);
     Run { recording, accepted, ingress }
 }
 
 /// Opens what a cut left and reads everything. Gives the image's successor world's recording, for a second cut.
 fn reopen(image: DiskImage, seed: u64, ingress: Ingress) -> (Recording, Vec<(i32, Vec<u8>)>) {
     let world = World::boot(seed, image);
-    let ring = world.ring(ARENA);
-    let main = ring.clone();
-    let found = world.run(&[&ring], async move {
-        let shard = Shard::open(&main, shard_config(ingress, Mutant::None)).await.unwrap();
+    // Another number of shards than before, most times.
+    let rings: Vec<Ring> = (0..1 + seed % 4).map(|_| world.ring(ARENA)).collect();
+    let all = rings.clone();
+    let found = world.run(&rings.iter().collect::<Vec<_>>(), async move {
+        let shards = open(&all, shard_config(ingress, Mutant::None)).await;
         let mut found = Vec::new();
-        if let Some(topic) = shard.topic(TOPIC) {
-            for partition in topic.all_here() {
-                found.push((partition.epoch().0, read_all(&main, partition).await));
+        if let Some(topic) = shards[0].topic(TOPIC) {
+            for index in 0..topic.partition_count() {
+                let owner = &shards[usize::from(topic.owner(index).0)];
+                let there = owner.topic(TOPIC).unwrap();
+                let partition = there.here(index).unwrap();
+                found.push((partition.epoch().0, read_all(owner.ring(), partition).await));
             }
         }
         found
     });
     let recording = world.recording();
-    ring.shut_down();
+    rings.iter().for_each(Ring::shut_down);
     (recording, found)
 }
 
@@ -214,6 +241,16 @@ fn judge(run: &Run, found: &[(i32, Vec<u8>)], cut: usize, kind: CutKind) -> Resu
             return Err(format!(
                 "offset {} of partition {} was assigned twice",
                 one.base_offset, one.partition
+            ));
+        }
+    }
+    let mut last = [[-1i64; PARTITIONS]; APPENDERS as usize];
+    for one in &run.accepted {
+        let before = std::mem::replace(&mut last[one.appender as usize][one.partition], one.base_offset);
+        if before >= one.base_offset {
+            let Accepted { appender, partition, base_offset, .. } = one;
+            return Err(format!(
+                "appender {appender} to partition {partition}: offset {base_offset} came after {before}"
             ));
         }
     }
