@@ -42,32 +42,34 @@ impl Partition {
                 high_watermark: marks.high_watermark.offset,
                 log_start: marks.log_start,
             };
-            let lookup = self.locate(offset, bytes_max)?;
-            match lookup {
+            let (generation, lookup) = (self.generation(), self.locate(offset, bytes_max)?);
+            let extent = match lookup {
                 Lookup::AtEnd => return Ok(found(0)),
-                Lookup::Extent(extent) => {
-                    if self.reader_if_open(extent.segment).is_none() {
-                        self.open_reader(extent.segment).await?;
-                        continue; // The log may have moved meanwhile.
-                    }
-                    self.add_pieces(extent, egress, pieces);
-                    return Ok(found(extent.to.since(extent.from)));
-                }
+                Lookup::Extent(extent) => extent,
                 Lookup::Walk { segment, from, to } => {
                     let walk = HeaderWalk::to_offset(offset, from, to);
-                    if let Some(batch) = self.walk(segment, to, walk).await? {
-                        let point = LogPoint { offset: batch.base_offset, segment, position: batch.position };
-                        let mut log = self.0.log.borrow_mut();
-                        if log.segment(segment).is_some_and(|s| s.end >= to) {
-                            log.note_boundary(point);
-                        }
-                    } else {
+                    let Some(batch) = self.walk(segment, to, walk).await? else {
                         return Err(FetchError::Io(format!(
                             "{self}: no batch holds offset {offset} in segment {segment} between {from} and {to}"
                         )));
+                    };
+                    let mut log = self.0.log.borrow_mut();
+                    if self.generation() != generation || log.segment(segment).is_none() {
+                        continue; // Truncated or removed while we looked.
                     }
+                    // The batch begins before `offset` when that lies within it: looking `offset` up again would lead
+                    // here again.
+                    let point = LogPoint { offset: batch.base_offset, segment, position: batch.position };
+                    log.note_boundary(point);
+                    log.extent_from(point, bytes_max, marks.high_watermark)
                 }
+            };
+            if self.reader_if_open(extent.segment).is_none() {
+                self.open_reader(extent.segment).await?;
+                continue; // The log may have moved meanwhile.
             }
+            self.add_pieces(extent, egress, pieces);
+            return Ok(found(extent.to.since(extent.from)));
         }
     }
 
