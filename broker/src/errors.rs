@@ -3,7 +3,7 @@
 use std::io;
 
 use ringlog::log::{BATCH_HEADER_BYTES, BatchError, LENGTH_OVERHEAD};
-use ringlog::shard::{AppendError, FetchError, TopicError};
+use ringlog::shard::{AppendError, FetchError, TopicError, TruncateError};
 
 use crate::wire::{ErrorCode, RequestHeader, WireError};
 
@@ -92,6 +92,15 @@ pub(crate) fn of_fetch(error: &FetchError) -> ErrorCode {
         FetchError::Corrupt(_) => ErrorCode::CorruptMessage,
         FetchError::Io(_) => ErrorCode::KafkaStorageError,
         FetchError::Closed => ErrorCode::NotLeaderOrFollower,
+    }
+}
+
+pub(crate) fn of_truncate(error: &TruncateError) -> ErrorCode {
+    match error {
+        TruncateError::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
+        TruncateError::Append(error) => of_append(error),
+        TruncateError::Fetch(error) => of_fetch(error),
+        TruncateError::Io(_) => ErrorCode::KafkaStorageError,
     }
 }
 

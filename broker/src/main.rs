@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
 use ringlog::sys::topology;
-use ringlog::{Ack, Egress, Engine, EngineConfig, Ingress};
+use ringlog::{Ack, Egress, Engine, EngineConfig, Ingress, TopicConfig};
 use ringlog_broker::{BrokerConfig, start};
 
 #[derive(Parser)]
@@ -53,6 +53,15 @@ struct Serve {
     /// The largest batch.
     #[arg(long, default_value_t = 1_048_588)]
     message_bytes_max: u32,
+    /// Where segments are sealed, in bytes.
+    #[arg(long, default_value_t = 1 << 30)]
+    segment_bytes: u64,
+    /// Segments go when their newest record is older; -1 for never.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    retention_ms: i64,
+    /// Beyond this size of a partition old segments go; -1 for never.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    retention_bytes: i64,
     /// This node's number in a new data directory.
     #[arg(long, default_value_t = 1)]
     node_id: i32,
@@ -143,8 +152,17 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     config.shard.ingress = told.ingress;
     config.shard.egress = told.egress;
     config.shard.node_id = told.node_id;
-    config.shard.topic_defaults.ack = told.ack;
-    config.shard.topic_defaults.log.batch_bytes_max = told.message_bytes_max;
+    // Through the names that topics use, so that nonsense is refused in the same words.
+    let settings = [
+        ("ringlog.ack", told.ack.to_string()),
+        ("max.message.bytes", told.message_bytes_max.to_string()),
+        ("segment.bytes", told.segment_bytes.to_string()),
+        ("retention.ms", told.retention_ms.to_string()),
+        ("retention.bytes", told.retention_bytes.to_string()),
+    ];
+    let pairs = settings.iter().map(|(name, value)| (*name, value.as_str()));
+    config.shard.topic_defaults =
+        TopicConfig::from_pairs(&TopicConfig::default(), pairs).map_err(anyhow::Error::msg)?;
     let engine = Engine::open(config).with_context(|| format!("opening {}", told.data_dir.display()))?;
     println!("{}", engine.capabilities());
     println!("{chosen}");

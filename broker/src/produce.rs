@@ -114,9 +114,12 @@ impl Produced {
             writer.topic(name, &id, topic.partitions);
             for outcome in outcomes.by_ref().take(topic.partitions) {
                 writer.partition(&match &outcome.fate {
-                    Fate::Appended(acked) => {
-                        ProduceOutcome::appended(outcome.index, acked.offset.0, -1, outcome.log_start)
-                    }
+                    Fate::Appended(acked) => ProduceOutcome::appended(
+                        outcome.index,
+                        acked.offset.0,
+                        acked.append_time.0,
+                        outcome.log_start,
+                    ),
                     Fate::Refused(code, words) => ProduceOutcome {
                         error_message: words.as_deref(),
                         ..ProduceOutcome::refused(outcome.index, *code)

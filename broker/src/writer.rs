@@ -13,7 +13,10 @@ use crate::wire::api_versions::{ApiVersionsRequest, ApiVersionsResponse};
 use crate::wire::{
     ApiKey, Decoder, Encode, Encoder, GappedFrame, Message, RequestHeader, Segment, encode_response,
 };
-use crate::{create_topics, fetch, list_offsets, metadata, produce, reader};
+use crate::{
+    create_topics, delete_records, delete_topics, describe_cluster, describe_configs, fetch, list_offsets,
+    metadata, offset_for_leader_epoch, produce, reader,
+};
 
 /// Answers gather up to here before they are sent.
 const GATHER_BYTES_MAX: usize = 64 << 10;
@@ -121,6 +124,13 @@ impl Writer<'_> {
             ApiKey::Metadata => metadata::answer(self, &header, &mut decoder).await,
             ApiKey::ListOffsets => list_offsets::answer(self, &header, &mut decoder).await,
             ApiKey::CreateTopics => create_topics::answer(self, &header, &mut decoder).await,
+            ApiKey::DeleteTopics => delete_topics::answer(self, &header, &mut decoder).await,
+            ApiKey::DeleteRecords => delete_records::answer(self, &header, &mut decoder).await,
+            ApiKey::OffsetForLeaderEpoch => {
+                offset_for_leader_epoch::answer(self, &header, &mut decoder).await
+            }
+            ApiKey::DescribeConfigs => describe_configs::answer(self, &header, &mut decoder).await,
+            ApiKey::DescribeCluster => describe_cluster::answer(self, &header, &mut decoder).await,
         };
         answered.map_err(|fault| fault.in_request(&header))
     }

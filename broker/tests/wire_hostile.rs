@@ -4,9 +4,14 @@
 use proptest::prelude::*;
 use ringlog_broker::wire::api_versions::*;
 use ringlog_broker::wire::create_topics::*;
+use ringlog_broker::wire::delete_records::*;
+use ringlog_broker::wire::delete_topics::*;
+use ringlog_broker::wire::describe_cluster::*;
+use ringlog_broker::wire::describe_configs::*;
 use ringlog_broker::wire::fetch::*;
 use ringlog_broker::wire::list_offsets::*;
 use ringlog_broker::wire::metadata::*;
+use ringlog_broker::wire::offset_for_leader_epoch::*;
 use ringlog_broker::wire::produce::*;
 use ringlog_broker::wire::*;
 
@@ -48,6 +53,16 @@ fn read_as_everything(bytes: &[u8]) {
     read_and_measure::<ListOffsetsResponse<'_>>(bytes);
     read_and_measure::<CreateTopicsRequest<'_>>(bytes);
     read_and_measure::<CreateTopicsResponse<'_>>(bytes);
+    read_and_measure::<DeleteTopicsRequest<'_>>(bytes);
+    read_and_measure::<DeleteTopicsResponse<'_>>(bytes);
+    read_and_measure::<DeleteRecordsRequest<'_>>(bytes);
+    read_and_measure::<DeleteRecordsResponse<'_>>(bytes);
+    read_and_measure::<OffsetForLeaderEpochRequest<'_>>(bytes);
+    read_and_measure::<OffsetForLeaderEpochResponse<'_>>(bytes);
+    read_and_measure::<DescribeConfigsRequest<'_>>(bytes);
+    read_and_measure::<DescribeConfigsResponse<'_>>(bytes);
+    read_and_measure::<DescribeClusterRequest>(bytes);
+    read_and_measure::<DescribeClusterResponse<'_>>(bytes);
     read_as::<ProduceRequest<'_>>(bytes);
     read_as::<ProduceResponse<'_>>(bytes);
     read_as::<FetchRequest<'_>>(bytes);

@@ -108,7 +108,7 @@ fn record(seed: u64, mistake: Mistake) -> Run {
         let shard = &shards[0];
         let _held = if mistake == Mistake::ReuseMemory { hold_most_memory(&main).await } else { Vec::new() };
         let log = LogConfig { segment_bytes_max: 32 << 10, ..LogConfig::default() };
-        let config = TopicConfig { ack: topic_ack, log };
+        let config = TopicConfig { ack: topic_ack, log, ..TopicConfig::default() };
         shard.create_topic(TOPIC, PARTITIONS as i32, config).await.unwrap();
         let left = Rc::new(RefCell::new(APPENDERS));
         for appender in 0..APPENDERS {

@@ -55,6 +55,11 @@ apis! {
     3 Metadata: versions 0 to 13, listed from 0, flexible from 9;
     18 ApiVersions: versions 0 to 4, listed from 0, flexible from 3;
     19 CreateTopics: versions 2 to 7, listed from 2, flexible from 5;
+    20 DeleteTopics: versions 1 to 6, listed from 1, flexible from 4;
+    21 DeleteRecords: versions 0 to 2, listed from 0, flexible from 2;
+    23 OffsetForLeaderEpoch: versions 2 to 4, listed from 2, flexible from 4;
+    32 DescribeConfigs: versions 1 to 4, listed from 1, flexible from 4;
+    60 DescribeCluster: versions 0 to 2, listed from 0, flexible from 0;
 }
 
 /// One row: what is true of an API whatever its handler does.

@@ -24,10 +24,15 @@ mod wire_error;
 
 pub mod api_versions;
 pub mod create_topics;
+pub mod delete_records;
+pub mod delete_topics;
+pub mod describe_cluster;
+pub mod describe_configs;
 pub mod fetch;
 pub mod leader;
 pub mod list_offsets;
 pub mod metadata;
+pub mod offset_for_leader_epoch;
 pub mod produce;
 
 pub use api::{APIS, Api, ApiKey};

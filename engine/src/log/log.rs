@@ -660,6 +660,21 @@ impl Log {
         Ok(removed)
     }
 
+    /// Whether the active segment holds records and is due to be sealed though nothing is appended: by its age, or
+    /// because all of it is older than the retention time.
+    #[must_use]
+    pub fn active_is_old(&self, now: Timestamp) -> bool {
+        let active = self.active();
+        if active.is_empty() {
+            return false;
+        }
+        let older = |than: Option<i64>, time: Option<Timestamp>| {
+            than.zip(time).is_some_and(|(max, time)| now.0.saturating_sub(time.0) > max)
+        };
+        let newest = Some(active.largest_timestamp).filter(|time| time.0 >= 0).or(active.first_append);
+        older(self.config.segment_age_ms_max, active.first_append) || older(self.config.retention_ms, newest)
+    }
+
     /// The log start that retention by size and time asks for, if it is further on. Only sealed segments go, and
     /// only below the high watermark.
     #[must_use]

@@ -8,7 +8,7 @@ use std::task::Poll;
 use super::errors::AppendError;
 use super::partition::Partition;
 use crate::log::LogPoint;
-use crate::types::{Epoch, Offset};
+use crate::types::{Epoch, Offset, Timestamp};
 
 /// How safe an append is when it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,6 +51,8 @@ pub struct Ticket {
     pub base_offset: Offset,
     /// The epoch it was assigned in.
     pub epoch: Epoch,
+    /// The time that was stamped on its records; none where they bear their producer's.
+    pub append_time: Timestamp,
     pub(super) end: LogPoint,
     pub(super) ack: Ack,
     pub(super) generation: u64,
@@ -63,6 +65,8 @@ pub struct Acked {
     pub offset: Offset,
     /// The epoch it was assigned in; offset and epoch are its identity.
     pub epoch: Epoch,
+    /// The time that was stamped on its records ([`super::Timestamps::Append`]); none where they bear their producer's.
+    pub append_time: Timestamp,
     /// What was reached: at least what was asked for.
     pub reached: Ack,
 }
@@ -98,7 +102,12 @@ impl Ticket {
             Ack::Memory
         };
         if reached >= self.ack {
-            return Some(Ok(Acked { offset: self.base_offset, epoch: self.epoch, reached }));
+            return Some(Ok(Acked {
+                offset: self.base_offset,
+                epoch: self.epoch,
+                append_time: self.append_time,
+                reached,
+            }));
         }
         self.partition.failure().map(Err)
     }

@@ -1,6 +1,7 @@
 //! What a shard and a topic may be told.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::acks::Ack;
 use crate::log::LogConfig;
@@ -21,6 +22,8 @@ pub struct ShardConfig {
     pub arena_bytes_max: u64,
     /// Of that, what the tail caches of all partitions may hold.
     pub tail_cache_bytes_max: usize,
+    /// How often retention is looked at.
+    pub retention_interval: Duration,
     /// This node's number, where the data directory does not know one yet.
     pub node_id: i32,
     /// A mistake made on purpose, for the tests that must catch it.
@@ -52,6 +55,7 @@ impl ShardConfig {
             topic_defaults: TopicConfig::default(),
             arena_bytes_max: 512 << 20,
             tail_cache_bytes_max: 64 << 20,
+            retention_interval: Duration::from_secs(300),
             node_id: 0,
             mutant: Mutant::None,
         }
@@ -63,13 +67,92 @@ impl ShardConfig {
 pub struct TopicConfig {
     /// What an append waits for unless it says otherwise, and what consumers may see.
     pub ack: Ack,
+    /// Whose time a record bears.
+    pub timestamps: Timestamps,
     /// Sizes and ages.
     pub log: LogConfig,
 }
 
+/// Whose time the records of a topic bear.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Timestamps {
+    /// The producer's.
+    #[default]
+    Create,
+    /// Ours, when the batch was appended: the batch is stamped and gets a new checksum, one more pass over it.
+    Append,
+}
+
+/// A setting of a topic, by Kafka's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its name.
+    pub name: &'static str,
+    /// What its values are.
+    pub kind: SettingKind,
+    /// What it does, in a sentence.
+    pub words: &'static str,
+}
+
+/// What the values of a setting are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettingKind {
+    /// Words.
+    Text,
+    /// A list of words.
+    List,
+    /// A whole number of 32 bits.
+    Int,
+    /// A whole number of 64 bits.
+    Long,
+}
+
+/// Every setting that a topic has, in the order of the names.
+pub const SETTINGS: &[Setting] = &[
+    setting("cleanup.policy", SettingKind::List, "Old segments are deleted; compaction is not offered."),
+    setting("compression.type", SettingKind::Text, "Batches stay as their producers compressed them."),
+    setting(
+        "index.interval.bytes",
+        SettingKind::Int,
+        "Bytes of log between two entries of the offset index.",
+    ),
+    setting(
+        "max.message.bytes",
+        SettingKind::Int,
+        "The largest batch that is taken, compressed as it comes.",
+    ),
+    setting(
+        "message.timestamp.type",
+        SettingKind::Text,
+        "Whose time records bear: CreateTime or LogAppendTime.",
+    ),
+    setting("min.insync.replicas", SettingKind::Int, "There is one replica."),
+    setting(
+        "retention.bytes",
+        SettingKind::Long,
+        "Beyond this size of a partition old segments go; -1 for never.",
+    ),
+    setting(
+        "retention.ms",
+        SettingKind::Long,
+        "Segments go when their newest record is older; -1 for never.",
+    ),
+    setting(
+        "ringlog.ack",
+        SettingKind::Text,
+        "What an answer to a producer promises: memory, written or durable.",
+    ),
+    setting("segment.bytes", SettingKind::Int, "A segment that would grow beyond this is sealed."),
+    setting("segment.ms", SettingKind::Long, "A segment whose first append is older than this is sealed."),
+];
+
+const fn setting(name: &'static str, kind: SettingKind, words: &'static str) -> Setting {
+    Setting { name, kind, words }
+}
+
 impl Default for TopicConfig {
     fn default() -> TopicConfig {
-        TopicConfig { ack: Ack::Durable, log: LogConfig::default() }
+        TopicConfig { ack: Ack::Durable, timestamps: Timestamps::Create, log: LogConfig::default() }
     }
 }
 
@@ -102,14 +185,22 @@ impl TopicConfig {
         match key {
             "ringlog.ack" => self.ack = value.parse().map_err(|e| format!("{key}: {e}"))?,
             "segment.bytes" => self.log.segment_bytes_max = within(4096, i64::from(i32::MAX))? as u64,
-            "segment.ms" => self.log.segment_age_ms_max = Some(within(1, i64::MAX)?),
+            "segment.ms" => {
+                self.log.segment_age_ms_max = Some(within(1, i64::MAX)?).filter(|&ms| ms < i64::MAX);
+            }
             "retention.bytes" => self.log.retention_bytes = u64::try_from(within(-1, i64::MAX)?).ok(),
             "retention.ms" => self.log.retention_ms = Some(within(-1, i64::MAX)?).filter(|&ms| ms >= 0),
             "max.message.bytes" => self.log.batch_bytes_max = within(1024, 64 << 20)? as u32,
             "index.interval.bytes" => self.log.index_interval_bytes = within(0, i64::from(i32::MAX))? as u32,
             "cleanup.policy" => fixed(&["delete"])?,
             "compression.type" => fixed(&["producer"])?,
-            "message.timestamp.type" => fixed(&["CreateTime"])?,
+            "message.timestamp.type" => {
+                self.timestamps = match value {
+                    "CreateTime" => Timestamps::Create,
+                    "LogAppendTime" => Timestamps::Append,
+                    _ => return Err(format!("{key}={value}: there are CreateTime and LogAppendTime")),
+                }
+            }
             "min.insync.replicas" => fixed(&["1"])?,
             "flush.messages"
             | "flush.ms"
@@ -127,22 +218,35 @@ impl TopicConfig {
         Ok(())
     }
 
-    /// What [`TopicConfig::from_pairs`] would need to make this from the built-in defaults.
+    /// The value of a setting, as [`TopicConfig::from_pairs`] reads it; `None` when there is no such setting.
+    #[must_use]
+    pub fn value(&self, name: &str) -> Option<String> {
+        let or_never = |value: Option<i64>| value.unwrap_or(-1).to_string();
+        Some(match name {
+            "cleanup.policy" => "delete".to_owned(),
+            "compression.type" => "producer".to_owned(),
+            "index.interval.bytes" => self.log.index_interval_bytes.to_string(),
+            "max.message.bytes" => self.log.batch_bytes_max.to_string(),
+            "message.timestamp.type" => match self.timestamps {
+                Timestamps::Create => "CreateTime".to_owned(),
+                Timestamps::Append => "LogAppendTime".to_owned(),
+            },
+            "min.insync.replicas" => "1".to_owned(),
+            "retention.bytes" => or_never(self.log.retention_bytes.map(|bytes| bytes as i64)),
+            "retention.ms" => or_never(self.log.retention_ms),
+            "ringlog.ack" => self.ack.to_string(),
+            "segment.bytes" => self.log.segment_bytes_max.to_string(),
+            "segment.ms" => self.log.segment_age_ms_max.unwrap_or(i64::MAX).to_string(),
+            _ => return None,
+        })
+    }
+
+    /// Every setting with its value: [`TopicConfig::from_pairs`] makes this again from them, whatever the defaults.
     #[must_use]
     pub fn to_pairs(&self) -> Vec<(String, String)> {
-        let mut pairs = vec![
-            ("ringlog.ack".to_owned(), self.ack.to_string()),
-            ("segment.bytes".to_owned(), self.log.segment_bytes_max.to_string()),
-            ("index.interval.bytes".to_owned(), self.log.index_interval_bytes.to_string()),
-            ("max.message.bytes".to_owned(), self.log.batch_bytes_max.to_string()),
-        ];
-        let optional = [
-            ("segment.ms", self.log.segment_age_ms_max),
-            ("retention.ms", self.log.retention_ms),
-            ("retention.bytes", self.log.retention_bytes.map(|bytes| bytes as i64)),
-        ];
-        pairs.extend(optional.iter().filter_map(|(key, v)| v.map(|v| ((*key).to_owned(), v.to_string()))));
-        pairs
+        let pair =
+            |s: &Setting| (s.name.to_owned(), self.value(s.name).expect("every setting has its value"));
+        SETTINGS.iter().map(pair).collect()
     }
 }
 
@@ -151,25 +255,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_survive_being_written_down() {
+    fn settings_survive_being_written_down_whatever_the_defaults() {
         let told = [
             ("ringlog.ack", "written"),
             ("segment.bytes", "65536"),
             ("retention.bytes", "-1"),
             ("segment.ms", "5"),
+            ("message.timestamp.type", "LogAppendTime"),
         ];
-        let config = TopicConfig::from_pairs(&TopicConfig::default(), told).unwrap();
-        let pairs = config.to_pairs();
-        let again = pairs.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-        let defaults = TopicConfig {
-            log: LogConfig { retention_ms: None, retention_bytes: None, ..LogConfig::default() },
-            ..TopicConfig::default()
-        };
-        let mut expected = config.clone();
-        if config.log.retention_ms.is_none() {
-            expected.log.retention_ms = None;
+        let other = [("retention.ms", "7"), ("retention.bytes", "9"), ("segment.ms", "8")];
+        let other = TopicConfig::from_pairs(&TopicConfig::default(), other).unwrap();
+        for config in [
+            TopicConfig::from_pairs(&TopicConfig::default(), told).unwrap(),
+            TopicConfig::default(),
+            other.clone(),
+        ] {
+            let pairs = config.to_pairs();
+            let again = pairs.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+            assert_eq!(TopicConfig::from_pairs(&other, again).unwrap(), config);
         }
-        assert_eq!(TopicConfig::from_pairs(&defaults, again).unwrap(), expected);
+        assert!(SETTINGS.is_sorted_by_key(|setting| setting.name));
     }
 
     #[test]
@@ -179,6 +284,7 @@ mod tests {
         assert!(refuse("segment.bytes", "7").contains("segment.bytes=7"));
         assert!(refuse("ringlog.ack", "maybe").contains("maybe"));
         assert!(refuse("cleanup.policy", "compact").contains("delete"));
+        assert!(refuse("message.timestamp.type", "Mine").contains("LogAppendTime"));
         assert!(refuse("no.such", "1").contains("no.such"));
     }
 }

@@ -16,6 +16,7 @@ mod node;
 mod partition;
 mod placement;
 mod recovery;
+mod retention;
 mod route;
 // The shard is the noun here; a cleverer file name would only hide it.
 #[allow(clippy::module_inception)]
@@ -27,7 +28,7 @@ mod wakers;
 
 pub use acks::{Ack, Acked, Ticket};
 pub use board::Board;
-pub use config::{Mutant, ShardConfig, TopicConfig};
+pub use config::{Mutant, SETTINGS, Setting, SettingKind, ShardConfig, Timestamps, TopicConfig};
 pub use errors::{AppendError, FetchError, OpenError, TopicError, TruncateError};
 pub use fetch::Fetched;
 pub use lanes::{LANE_CALLS_MAX, LaneCounters};

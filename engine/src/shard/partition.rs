@@ -12,7 +12,7 @@ use std::task::Waker;
 
 use super::acks::{Ack, Ticket};
 use super::board::Board;
-use super::config::TopicConfig;
+use super::config::{Timestamps, TopicConfig};
 use super::errors::{AppendError, TruncateError};
 use super::files::Files;
 use super::shard::Common;
@@ -23,7 +23,7 @@ use super::wakers::Wakers;
 use crate::log::{self, BatchHeader, Ext, Log, LogPoint, Marks, Placement};
 use crate::sys::{BLOCK_BYTES, Lease, LeaseMut, Moment, OpenOptions};
 use crate::transfer::{Need, Staged};
-use crate::types::{Epoch, Offset, PartitionId, Position};
+use crate::types::{Epoch, Offset, PartitionId, Position, Timestamp};
 
 /// Bytes that one partition accepts ahead of its disk; beyond that appends wait.
 pub(super) const UNWRITTEN_BYTES_MAX: u64 = 32 << 20;
@@ -47,6 +47,8 @@ pub(super) struct Inner {
     /// Closing: no more appends; closed: nothing at all.
     pub state: Cell<State>,
     pub failure: RefCell<Option<String>>,
+    /// The last time that was stamped on a batch.
+    append_time: Cell<Timestamp>,
     /// Counts truncations: a ticket of an older generation is void.
     pub generation: Cell<u64>,
     /// Durability was asked for up to here.
@@ -84,6 +86,8 @@ impl Partition {
         files: Files,
     ) -> Partition {
         let end = log.log_end();
+        let largest = log.segments().iter().map(|segment| segment.largest_timestamp).max();
+        let largest = largest.unwrap_or(Timestamp::NONE);
         let partition = Partition(Rc::new(Inner {
             common: common.clone(),
             id: PartitionId { topic: plan.id, index },
@@ -96,6 +100,7 @@ impl Partition {
             files: RefCell::new(files),
             state: Cell::new(State::Open),
             failure: RefCell::new(None),
+            append_time: Cell::new(largest),
             generation: Cell::new(0),
             sync_wanted: Cell::new(Offset(0)),
             unwritten_bytes: Cell::new(0),
@@ -193,10 +198,19 @@ impl Partition {
     ) -> Result<Ticket, AppendError> {
         turn.comes().await;
         self.make_room(&header).await?;
-        let placement = self.0.log.borrow_mut().append_local(&header, self.0.common.ring.wall_clock());
-        let mut batch = batch;
+        let (mut batch, mut header) = (batch, header);
+        let (wall, mut append_time) = (self.0.common.ring.wall_clock(), Timestamp::NONE);
+        if self.0.config.timestamps == Timestamps::Append {
+            // The wall clock may jump back; the log's time does not.
+            append_time = wall.max(self.0.append_time.get());
+            self.0.append_time.set(append_time);
+            log::stamp_append_time(&mut batch, append_time);
+            header = BatchHeader::parse(&batch).expect("a checked batch stays one when it is stamped");
+        }
+        let placement = self.0.log.borrow_mut().append_local(&header, wall);
         log::stamp(&mut batch, placement.start.offset, placement.epoch);
-        Ok(self.stage(batch.freeze(), placement, ack, received))
+        let ticket = self.stage(batch.freeze(), placement, ack, received);
+        Ok(Ticket { append_time, ..ticket })
     }
 
     /// Appends one batch that keeps its offset and epoch: for a partition whose epochs are somebody else's.
@@ -311,6 +325,7 @@ impl Partition {
             partition: self.clone(),
             base_offset: placement.start.offset,
             epoch: placement.epoch,
+            append_time: Timestamp::NONE,
             end: placement.end,
             ack,
             generation: self.0.generation.get(),
@@ -378,23 +393,42 @@ impl Partition {
         Ok(())
     }
 
-    /// Moves the log start forward; segments wholly below it are removed.
+    /// Moves the log start forward; segments wholly below it are removed. What it moved past may be back after a crash
+    /// until the checkpoints are written: [`super::Shard::checkpoint`].
     ///
     /// # Errors
     /// Beyond the high watermark, or what the disk said.
     pub async fn advance_log_start(&self, to: Offset) -> Result<(), TruncateError> {
+        let removed = self.move_log_start(to)?;
+        self.0.common.request_checkpoint();
+        Ok(self.remove_paths(&removed).await?)
+    }
+
+    /// Moves the log start in memory; says which segments are below it. Their files are still there.
+    pub(super) fn move_log_start(&self, to: Offset) -> Result<Vec<Offset>, TruncateError> {
         let moved = self.0.log.borrow_mut().advance_log_start(to);
         let removed = moved.map_err(|_| {
             let marks = self.marks();
             TruncateError::OutOfRange { to, log_start: marks.log_start, log_end: marks.high_watermark.offset }
         })?;
         self.show();
-        self.0.common.request_checkpoint();
         for &base in &removed {
             self.0.files.borrow_mut().remove(base);
         }
-        self.remove_paths(&removed).await?;
-        Ok(())
+        Ok(removed)
+    }
+
+    /// Where retention wants the log start to be, if it is further on. Seals the active segment when that is due, so
+    /// that old records go from a partition that nobody appends to as well.
+    pub(super) fn retention_due(&self) -> Option<Offset> {
+        if self.check_open().is_err() {
+            return None;
+        }
+        let now = self.0.common.ring.wall_clock();
+        if self.0.log.borrow().active_is_old(now) {
+            self.roll();
+        }
+        self.0.log.borrow().retention(now)
     }
 
     /// Sets the high watermark from outside, for a partition whose epochs are somebody else's.
@@ -450,7 +484,7 @@ impl Partition {
         self.remove_paths(bases).await
     }
 
-    async fn remove_paths(&self, bases: &[Offset]) -> std::io::Result<()> {
+    pub(super) async fn remove_paths(&self, bases: &[Offset]) -> std::io::Result<()> {
         for &base in bases {
             for ext in [Ext::Index, Ext::TimeIndex, Ext::Log] {
                 let path = self.0.files.borrow().path(base, ext);

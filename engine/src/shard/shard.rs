@@ -16,6 +16,7 @@ use super::lanes::{self, Answer, Call, LaneCounters, Lanes, Work};
 use super::node::{Identity, Node};
 use super::partition::{Inner as PartitionInner, Partition, partition_dir};
 use super::recovery;
+use super::retention;
 use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
@@ -172,7 +173,17 @@ impl Shard {
         if id == ShardId(0) {
             shard.spawn(checkpoints::run(shard.clone()));
         }
+        shard.spawn(retention::run(shard.clone()));
         Ok(shard)
+    }
+
+    /// Writes the checkpoints now: log starts that have moved stay moved when this returns.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub async fn checkpoint(&self) -> io::Result<()> {
+        let write = |shard: Shard| async move { shard.0.common.write_checkpoints(&shard.topics()).await };
+        self.on(ShardId(0), write).await
     }
 
     pub(super) fn lanes(&self) -> &Rc<Lanes> {

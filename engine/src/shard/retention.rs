@@ -1,0 +1,58 @@
+//! Retention: at a named interval every partition is asked what is too old or too much, and that goes.
+//!
+//! First the log start moves, then the checkpoints say so, then files are removed: a crash in between leaves files that
+//! are below the log start, never a log start that is below what is there. Only sealed segments go. Who still reads one
+//! keeps its descriptor, and with it the bytes.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+use super::shard::Shard;
+
+/// Looks at every partition of this shard, again and again until it stops.
+pub(super) async fn run(shard: Shard) {
+    loop {
+        let mut sleep = pin!(shard.ring().sleep(shard.config().retention_interval));
+        let mut stop = pin!(shard.stopping());
+        let stopped = poll_fn(|cx| match stop.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending => sleep.as_mut().poll(cx).map(|()| false),
+        });
+        if stopped.await {
+            return;
+        }
+        shard.enforce_retention().await;
+    }
+}
+
+impl Shard {
+    /// Removes from this shard's partitions what is beyond their topics' retention, now.
+    pub async fn enforce_retention(&self) {
+        let mut moved = Vec::new();
+        for topic in self.topics() {
+            for partition in topic.all_here() {
+                let Some(to) = partition.retention_due() else { continue };
+                match partition.move_log_start(to) {
+                    Ok(removed) => moved.push((partition.clone(), removed)),
+                    Err(error) => tracing::warn!("{partition}: retention: {error}"),
+                }
+            }
+        }
+        if moved.is_empty() {
+            return;
+        }
+        if let Err(error) = self.checkpoint().await {
+            tracing::warn!(
+                "retention: checkpoints: {error}; what is beyond retention stays until the next start"
+            );
+            return;
+        }
+        for (partition, removed) in moved {
+            tracing::info!("{partition}: {} segments are beyond retention and removed", removed.len());
+            if let Err(error) = partition.remove_paths(&removed).await {
+                tracing::warn!("{partition}: retention: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What goes on without being asked, in the simulated world: retention, and the log's own time.
+
+use std::time::Duration;
+
+use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced, check_stored};
+use ringlog::shard::{Acked, Partition, Shard, ShardConfig, Timestamps, TopicConfig};
+use ringlog::sys::Ring;
+use ringlog::sys::sim::World;
+use ringlog::transfer::{Egress, Piece};
+use ringlog::types::{Offset, Timestamp};
+
+const ARENA: u64 = 64 << 20;
+const INTERVAL: Duration = Duration::from_secs(10);
+
+fn config() -> ShardConfig {
+    ShardConfig { retention_interval: INTERVAL, ..ShardConfig::new("/data") }
+}
+
+async fn append(ring: &Ring, partition: &Partition, timestamp: Timestamp, bytes: usize) -> Acked {
+    let mut builder = BatchBuilder::new(timestamp);
+    builder.push(timestamp, None, Some(&vec![7; bytes]), &[]);
+    let batch = builder.finish().to_vec();
+    let mut lease = ring.lease(batch.len()).await.unwrap();
+    drop(lease.split_off(batch.len()));
+    lease.copy_from_slice(&batch);
+    let header = check_produced(&batch).unwrap();
+    partition.append(lease, header, None, ring.now()).await.unwrap().reached().await.unwrap()
+}
+
+async fn read(ring: &Ring, pieces: Vec<Piece>) -> Vec<u8> {
+    let mut all = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Memory(lease) => all.extend_from_slice(&lease),
+            Piece::File { file, at, bytes } => {
+                let mut into = ring.lease(bytes as usize).await.unwrap();
+                drop(into.split_off(bytes as usize));
+                let (read, into) = ring.read(&file.file, at.0, into).await;
+                assert_eq!(read.unwrap() as u64, bytes);
+                all.extend_from_slice(&into);
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn old_segments_go_also_from_an_idle_partition_and_a_reader_keeps_its_bytes() {
+    let world = World::new(1);
+    let ring = world.ring(ARENA);
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        let shard = Shard::open(&main, config()).await.unwrap();
+        let log = LogConfig { segment_bytes_max: 10_000, retention_ms: Some(60_000), ..LogConfig::default() };
+        let topic = TopicConfig { log, ..TopicConfig::default() };
+        let topic = shard.create_topic("t", 1, topic).await.unwrap();
+        let partition = topic.here(0).unwrap().clone();
+        for _ in 0..7 {
+            append(&main, &partition, main.wall_clock(), 4000).await;
+        }
+        let mut pieces = Vec::new();
+        partition.fetch(Offset(0), 1 << 20, Egress::Copy, &mut pieces).await.unwrap();
+        main.sleep(Duration::from_secs(40)).await;
+        assert_eq!(partition.marks().log_start, Offset(0), "nothing is old yet");
+        append(&main, &partition, main.wall_clock(), 4000).await;
+        main.sleep(Duration::from_secs(35)).await;
+        let start = partition.marks().log_start;
+        assert!(start > Offset(0) && start <= Offset(7), "what is older than a minute is gone: {start}");
+        let bytes = read(&main, pieces).await;
+        let header = check_stored(&bytes[..BatchHeader::parse(&bytes).unwrap().bytes as usize]).unwrap();
+        assert_eq!(header.base_offset, Offset(0), "a plan keeps what it needs");
+        // The last segment is sealed when all in it is old, though nobody appends.
+        main.sleep(Duration::from_secs(90)).await;
+        let marks = partition.marks();
+        assert_eq!((marks.log_start, marks.log_end.offset), (Offset(8), Offset(8)));
+        let logs = |entries: Vec<ringlog::sys::DirEntry>| {
+            entries.iter().filter(|entry| entry.name.to_string_lossy().ends_with(".log")).count()
+        };
+        assert_eq!(logs(main.list("/data/t-0".as_ref()).await.unwrap()), 1, "one empty segment is left");
+        assert_eq!(append(&main, &partition, main.wall_clock(), 10).await.offset, Offset(8));
+        shard.close().await.unwrap();
+        drop((partition, topic, shard));
+        let shard = Shard::open(&main, config()).await.unwrap();
+        assert_eq!(shard.topic("t").unwrap().here(0).unwrap().marks().log_start, Offset(8));
+    });
+    ring.shut_down();
+}
+
+/// Once looked for again and again: the batch that was found begins before the offset that was asked for.
+#[test]
+fn a_fetch_from_within_a_batch_gets_that_batch() {
+    let world = World::new(4);
+    let ring = world.ring(ARENA);
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        let shard = Shard::open(&main, config()).await.unwrap();
+        let topic = shard.create_topic("t", 1, TopicConfig::default()).await.unwrap();
+        let partition = topic.here(0).unwrap();
+        for _ in 0..3 {
+            let mut builder = BatchBuilder::new(Timestamp(1));
+            (0..100).for_each(|_| builder.push(Timestamp(1), None, Some(&[7; 20]), &[]));
+            let batch = builder.finish().to_vec();
+            let mut lease = main.lease(batch.len()).await.unwrap();
+            drop(lease.split_off(batch.len()));
+            lease.copy_from_slice(&batch);
+            let header = check_produced(&batch).unwrap();
+            partition.append(lease, header, None, main.now()).await.unwrap().reached().await.unwrap();
+        }
+        for egress in Egress::ALL {
+            for offset in [0, 1, 40, 99, 100, 101, 199, 250, 299] {
+                let mut pieces = Vec::new();
+                partition.fetch(Offset(offset), 1, *egress, &mut pieces).await.unwrap();
+                let header = BatchHeader::parse(&read(&main, pieces).await).unwrap();
+                assert_eq!(header.base_offset, Offset(offset / 100 * 100), "a fetch at {offset}");
+            }
+        }
+        partition.advance_log_start(Offset(40)).await.unwrap();
+        let mut pieces = Vec::new();
+        let fetched = partition.fetch(Offset(40), 1, Egress::Tail, &mut pieces).await.unwrap();
+        assert!(fetched.bytes > 0 && fetched.log_start == Offset(40));
+    });
+    ring.shut_down();
+}
+
+#[test]
+fn a_partition_that_is_too_large_loses_its_oldest_segments() {
+    let world = World::new(2);
+    let ring = world.ring(ARENA);
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        let shard = Shard::open(&main, config()).await.unwrap();
+        let log =
+            LogConfig { segment_bytes_max: 10_000, retention_bytes: Some(30_000), ..LogConfig::default() };
+        let topic = TopicConfig { log, ..TopicConfig::default() };
+        let topic = shard.create_topic("t", 1, topic).await.unwrap();
+        let partition = topic.here(0).unwrap();
+        for _ in 0..40 {
+            append(&main, partition, Timestamp(1), 4000).await;
+        }
+        main.sleep(2 * INTERVAL).await;
+        let marks = partition.marks();
+        let records = marks.log_end.offset.since(marks.log_start);
+        // At least what is to be kept, and less than one segment more.
+        assert!((7..=10).contains(&records), "{records} records of 4 kB are left");
+    });
+    ring.shut_down();
+}
+
+#[test]
+fn the_logs_own_time_is_stamped_and_never_goes_back() {
+    let world = World::new(3);
+    let ring = world.ring(ARENA);
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        let shard = Shard::open(&main, config()).await.unwrap();
+        let topic = TopicConfig { timestamps: Timestamps::Append, ..TopicConfig::default() };
+        let topic = shard.create_topic("t", 1, topic).await.unwrap();
+        let partition = topic.here(0).unwrap();
+        let mut last = Timestamp(0);
+        for number in 0..20 {
+            // The producer's own time is all over the place.
+            let acked = append(&main, partition, Timestamp(1000 - number), 100).await;
+            assert!(acked.append_time >= last && acked.append_time >= Timestamp(1_000_000), "{acked:?}");
+            last = acked.append_time;
+            main.sleep(Duration::from_millis(3)).await;
+        }
+        let mut pieces = Vec::new();
+        partition.fetch(Offset(0), 1 << 20, Egress::Tail, &mut pieces).await.unwrap();
+        let bytes = read(&main, pieces).await;
+        let mut rest = &bytes[..];
+        let mut times = Vec::new();
+        while !rest.is_empty() {
+            let whole = BatchHeader::parse(rest).unwrap().bytes as usize;
+            let header = check_stored(&rest[..whole]).unwrap();
+            assert!(header.is_append_time());
+            let record = Records::new(&rest[..whole]).unwrap().next().unwrap().unwrap();
+            assert_eq!(record.timestamp, header.max_timestamp);
+            times.push(record.timestamp);
+            rest = &rest[whole..];
+        }
+        assert!(times.len() == 20 && times.is_sorted());
+        let (offset, time) = partition.offset_for_timestamp(times[11]).await.unwrap().unwrap();
+        assert!(offset <= Offset(11) && time == times[11], "{offset} {time}");
+    });
+    ring.shut_down();
+}
