@@ -9,8 +9,12 @@
 //! memory under a write must not change while the next batch is being staged behind it.
 //!
 //! Batches at positions 10, 5000 and 9000, log end 9100: the first unit writes blocks [0, 8192) from staging and
-//! [8192, 12288) from the copy, zeros behind 9100. After one more batch, up to 13000, the second writes [8192, 12288)
-//! from staging, for good, and [12288, 16384) from the copy.
+//! [8192, 12288) from the copy, zeros behind 9100. After two more batches, up to 23000, the second writes [8192, 12288)
+//! from staging, for good, [12288, 20480) from there too, and [20480, 24576) from the copy.
+//!
+//! The block that was written before goes out by itself: a direct write that begins in blocks already written and ends
+//! in prepared ones is no pure overwrite to ext4, which then wants the inode for itself, and the ring hands it to a
+//! worker thread.
 
 use std::collections::VecDeque;
 
@@ -171,11 +175,24 @@ impl Stage {
         let from = Position(self.written.1.0 / BLOCK * BLOCK);
         let mut writes: [Option<(Position, WriteData)>; 4] = [None, None, None, None];
         let (mut count, mut reached) = (0, from);
+        // This block is on disk already, in part: it goes out by itself.
+        let shared = (from < self.written.1).then(|| from.plus(BLOCK));
         let first = self.blocks.partition_point(|b| (b.segment, b.end()) <= (segment, from));
         for block in self.blocks.iter().skip(first).take_while(|b| b.segment == segment) {
             let whole_end = Position(block.end().0 / BLOCK * BLOCK);
             if count == writes.len() - 1 {
                 break;
+            }
+            if let Some(behind) = shared
+                && reached < behind
+                && behind < whole_end
+            {
+                writes[count] = Some((reached, WriteData::One(block.slice(reached, behind))));
+                count += 1;
+                reached = behind;
+                if count == writes.len() - 1 {
+                    break;
+                }
             }
             if reached < whole_end {
                 writes[count] = Some((reached, WriteData::One(block.slice(reached, whole_end))));
