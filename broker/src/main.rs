@@ -35,11 +35,11 @@ struct Serve {
     /// Where clients are told to come; needed when listening on a wildcard address.
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     advertise: Option<(String, u16)>,
-    /// How batches get to disk: buffered, copy.
+    /// How batches get to disk; a name that there is not lists those that there are.
     #[arg(long, default_value_t = Ingress::Copy)]
     ingress: Ingress,
-    /// How batches get to sockets: copy, sendfile, tail.
-    #[arg(long, default_value_t = Egress::Tail)]
+    /// How batches get to sockets; a name that there is not lists those that there are.
+    #[arg(long, default_value_t = Egress::Tail, value_parser = egress)]
     egress: Egress,
     /// What an append waits for unless its topic says otherwise: memory, written, durable.
     #[arg(long, default_value_t = Ack::Durable)]
@@ -69,6 +69,13 @@ struct Serve {
     /// CPU quota if not given.
     #[arg(long, value_name = "N|LIST", value_parser = cores)]
     cores: Option<Cores>,
+}
+
+fn egress(text: &str) -> Result<Egress, String> {
+    match text.parse::<Egress>()? {
+        egress if egress.delivers() => Ok(egress),
+        egress => Err(format!("{egress} discards what clients wait for; it is for benchmarks")),
+    }
 }
 
 /// What `--cores` asks for.

@@ -14,7 +14,7 @@ use super::partition::{Partition, State};
 use super::stages::Stage;
 use crate::log::{EpochOwner, Ext, LogPoint};
 use crate::sys::{File, OpenOptions};
-use crate::transfer::{SegmentFile, WriteData, WriteUnit, join, join_writes};
+use crate::transfer::{WriteData, WriteUnit, join, join_writes};
 use crate::types::{Offset, Position};
 
 /// The durable end is handed to the checkpoint each time it has moved this far (and at each roll).
@@ -58,15 +58,12 @@ impl Partition {
         let path = self.0.files.borrow().path(base, Ext::Log);
         let direct = self.0.common.direct_writes();
         let writer = ring.open(&path, OpenOptions { create: true, write: true, direct }).await?;
-        let reader = match direct {
-            true => ring.open(&path, OpenOptions::default()).await?,
-            false => writer.clone(),
-        };
+        let reader = self.open_segment(base).await?;
         let mut files = self.0.files.borrow_mut();
         if let Some(entry) = files.get_mut(base) {
             // Two may have opened it at once: the first stays.
             let writer = entry.writer.get_or_insert(writer).clone();
-            entry.reader.get_or_insert_with(|| SegmentFile { base, file: reader, path: path.into() }.into());
+            entry.reader.get_or_insert_with(|| reader.into());
             return Ok(writer);
         }
         Err(io::Error::new(io::ErrorKind::NotFound, format!("segment {base} is gone")))

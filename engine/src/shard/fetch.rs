@@ -227,13 +227,23 @@ impl Partition {
     }
 
     async fn open_reader(&self, base: Offset) -> Result<(), FetchError> {
-        let path = self.0.files.borrow().path(base, crate::log::Ext::Log);
-        let file = self.0.common.ring.open(&path, OpenOptions::default()).await;
-        let file = file.map_err(|e| FetchError::Io(format!("{self}: {e}")))?;
+        let opened = self.open_segment(base).await.map_err(|e| FetchError::Io(format!("{self}: {e}")))?;
         let mut files = self.0.files.borrow_mut();
         let entry = files.get_mut(base).ok_or(FetchError::Closed)?;
-        entry.reader.get_or_insert_with(|| SegmentFile { base, file, path: path.into() }.into());
+        entry.reader.get_or_insert_with(|| opened.into());
         Ok(())
+    }
+
+    /// Opens a segment for reading, in every way that somebody here reads.
+    pub(super) async fn open_segment(&self, base: Offset) -> std::io::Result<SegmentFile> {
+        let ring = &self.0.common.ring;
+        let path = self.0.files.borrow().path(base, crate::log::Ext::Log);
+        let file = ring.open(&path, OpenOptions::default()).await?;
+        let direct = match self.0.common.direct_reads() {
+            true => Some(ring.open(&path, OpenOptions { direct: true, ..OpenOptions::default() }).await?),
+            false => None,
+        };
+        Ok(SegmentFile { base, file, direct, path: path.into() })
     }
 
     /// File pieces first, memory behind: the tail cache holds the end of what there is.

@@ -72,11 +72,12 @@ impl Node {
             _ => OpenError::Io(error),
         })?;
         let identity = identity(ring, &dir, config.node_id).await?;
-        let direct_offered = !config.ingress.is_direct() || offers_direct(ring, &dir).await;
-        if !direct_offered {
-            let (dir, ingress) = (dir.display(), config.ingress);
+        let direct_offered = offers_direct(ring, &dir).await;
+        if !direct_offered && (config.ingress.is_direct() || config.egress.reads_direct()) {
+            let (dir, ingress, egress) = (dir.display(), config.ingress, config.egress);
             tracing::warn!(
-                "{dir}: this file system has no O_DIRECT; ingress {ingress} goes through the page cache"
+                "{dir}: this file system has no O_DIRECT; what ingress {ingress} and egress {egress} would move past \
+                 the page cache goes through it"
             );
         }
         let clean = ring.read_file(&dir.join(CLEAN_MARK_FILE), 4096).await?.is_some();

@@ -393,6 +393,11 @@ impl Shard {
 }
 
 impl Common {
+    /// Whether readers get a descriptor past the page cache as well.
+    pub(super) fn direct_reads(&self) -> bool {
+        self.config.egress.reads_direct() && self.node.direct_offered
+    }
+
     pub(super) fn direct_writes(&self) -> bool {
         self.config.ingress.is_direct() && self.node.direct_offered
     }

@@ -11,6 +11,7 @@ mod clock;
 mod gather;
 mod mailbox;
 mod op;
+mod pipe;
 mod residency;
 mod ring;
 #[cfg(test)]
@@ -26,6 +27,7 @@ pub use clock::Moment;
 pub use gather::{GATHER_MAX, Gather};
 pub use mailbox::Mailbox;
 pub use op::{DirEntry, DirLock, File, Listener, OpenOptions, SharedFile, Socket};
+pub use pipe::{PIPES_KEPT_MAX, Pipe};
 pub use residency::{Residency, residency};
 pub use ring::{Done, OPS_IN_FLIGHT_MAX, Ring, RingCounters, Timer};
 pub use task::{Executor, TASKS_MAX};

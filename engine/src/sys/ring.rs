@@ -24,6 +24,7 @@ use super::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, OpenOptions, Reply, Request, SharedFile,
     SharedFileKind, Socket, Token,
 };
+use super::pipe::{Pipe, Pipes};
 use super::sim::SimDriver;
 use super::task::{Bell, Executor};
 use super::uring::{Uring, UringError, UringOptions};
@@ -46,6 +47,7 @@ struct Inner {
     executor: Executor,
     arena: Arena,
     growing: Cell<bool>,
+    pipes: Pipes,
 }
 
 // One per ring, and reached at every operation: a box would cost more than the room.
@@ -148,6 +150,7 @@ impl Ring {
             executor: Executor::new(bell),
             arena: Arena::new(arena_bytes_max),
             growing: Cell::new(false),
+            pipes: Pipes::default(),
         }))
     }
 
@@ -370,6 +373,50 @@ impl Ring {
             Driver::Uring(uring) => uring.sendfile(socket, file, at, bytes),
             Driver::Sim(sim) => sim.sendfile(socket, file, at, bytes),
         }
+    }
+
+    /// An empty pipe: one that was given back, or a new one.
+    ///
+    /// # Errors
+    /// What the kernel said: too many descriptors, most likely.
+    pub fn pipe(&self) -> io::Result<Pipe> {
+        match (self.0.pipes.take(), &*self.0.driver.borrow()) {
+            (Some(pipe), _) => Ok(pipe),
+            (None, Driver::Uring(_)) => Pipe::of_kernel(),
+            (None, Driver::Sim(_)) => Ok(Pipe::simulated()),
+        }
+    }
+
+    /// Gives a pipe back. What it still holds is lost.
+    pub fn give_pipe(&self, pipe: Pipe) {
+        self.0.pipes.give(pipe);
+    }
+
+    /// `splice(2)` from `file` into `pipe`, now: bytes that it took, 0 at the end of the file. The range must be
+    /// resident in the page cache ([`Ring::is_resident`]), or the whole thread waits for the disk.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the pipe is full; otherwise what the kernel said.
+    pub fn splice_in(&self, file: &File, at: u64, bytes: usize, pipe: &mut Pipe) -> io::Result<usize> {
+        let taken = match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.splice_in(file, at, bytes, pipe),
+            Driver::Sim(sim) => sim.splice_in(file, at, bytes, pipe),
+        }?;
+        pipe.note_in(taken);
+        Ok(taken)
+    }
+
+    /// `splice(2)` of what `pipe` holds to `socket`, now, without waiting. `more` says that further bytes follow.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the socket's buffer is full; otherwise what the kernel said.
+    pub fn splice_out(&self, pipe: &mut Pipe, socket: &Socket, more: bool) -> io::Result<usize> {
+        let sent = match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.splice_out(pipe, socket, more),
+            Driver::Sim(sim) => sim.splice_out(pipe, socket),
+        }?;
+        pipe.note_out(sent);
+        Ok(sent)
     }
 
     /// Whether all of `[at, at + bytes)` lies in the page cache now. `false` when the kernel cannot tell.

@@ -15,6 +15,8 @@ pub struct SegmentFile {
     pub base: Offset,
     /// Through the page cache.
     pub file: File,
+    /// Past it, where somebody reads that way and the file system can.
+    pub direct: Option<File>,
     /// For messages.
     pub path: Arc<Path>,
 }
@@ -56,6 +58,8 @@ pub enum SharedPiece {
         base: Offset,
         /// Its file.
         file: SharedFile,
+        /// The same past the page cache, if it is open.
+        direct: Option<SharedFile>,
         /// For messages.
         path: Arc<Path>,
         /// Where it begins.
@@ -74,6 +78,7 @@ impl Piece {
             Piece::File { file, at, bytes } => SharedPiece::File {
                 base: file.base,
                 file: file.file.share(),
+                direct: file.direct.as_ref().map(File::share),
                 path: file.path.clone(),
                 at,
                 bytes,
@@ -88,9 +93,10 @@ impl SharedPiece {
     pub fn adopt(self, ring: &Ring) -> Piece {
         match self {
             SharedPiece::Memory(lease) => Piece::Memory(lease),
-            SharedPiece::File { base, file, path, at, bytes } => {
+            SharedPiece::File { base, file, direct, path, at, bytes } => {
                 let file = ring.adopt_shared(&file);
-                Piece::File { file: Rc::new(SegmentFile { base, file, path }), at, bytes }
+                let direct = direct.map(|direct| ring.adopt_shared(&direct));
+                Piece::File { file: Rc::new(SegmentFile { base, file, direct, path }), at, bytes }
             }
         }
     }

@@ -20,6 +20,7 @@ use crate::sys::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, LockKind, OpenOptions, Reply, Request,
     Socket, Token,
 };
+use crate::sys::pipe::{Pipe, PipeKind};
 use crate::sys::ring::RingCounters;
 use crate::types::Timestamp;
 
@@ -173,6 +174,41 @@ impl SimDriver {
         taken.truncate(read);
         state.send_now(socket, &taken);
         Ok(read)
+    }
+
+    pub(crate) fn splice_in(
+        &mut self,
+        file: &File,
+        at: u64,
+        bytes: usize,
+        pipe: &mut Pipe,
+    ) -> io::Result<usize> {
+        let mut state = self.world.0.borrow_mut();
+        state.rings[self.ring].counters.system_calls += 1;
+        let file = sim_file(file);
+        if state.faults.fails_read(&file.path) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let room = pipe.capacity() - pipe.held();
+        if room == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let most = bytes.min(room);
+        let mut taken = vec![0; if state.random.bool() { most } else { state.random.usize(1..=most) }];
+        let read = state.disk.state.inodes[&file.inode].current.read(at, &mut taken);
+        let PipeKind::Sim(held) = &mut pipe.kind else { unreachable!("pipes do not cross between worlds") };
+        held.extend(&taken[..read]);
+        Ok(read)
+    }
+
+    pub(crate) fn splice_out(&mut self, pipe: &mut Pipe, socket: &Socket) -> io::Result<usize> {
+        let mut state = self.world.0.borrow_mut();
+        state.rings[self.ring].counters.system_calls += 1;
+        let room = state.room_to_send(socket)?;
+        let PipeKind::Sim(held) = &mut pipe.kind else { unreachable!("pipes do not cross between worlds") };
+        let sent: Vec<u8> = held.drain(..room.min(held.len())).collect();
+        state.send_now(socket, &sent);
+        Ok(sent.len())
     }
 
     pub(crate) fn is_resident(&mut self, _file: &File, _at: u64, _bytes: u64) -> bool {

@@ -26,6 +26,7 @@ use super::clock::Moment;
 use super::op::{
     Completion, File, FileKind, Listener, ListenerKind, Reply, Request, Socket, SocketKind, Token,
 };
+use super::pipe::Pipe;
 use super::ring::RingCounters;
 use super::task::Bell;
 use crate::types::Timestamp;
@@ -225,6 +226,24 @@ impl Uring {
         self.counters.system_calls += 1;
         // SAFETY: both descriptors are open (their handles are borrowed) and `at` lives through the call.
         let sent = unsafe { libc::sendfile(socket_fd(socket), file_fd(file), &mut at, bytes as usize) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+    }
+
+    pub(crate) fn splice_in(&mut self, file: &File, at: u64, bytes: usize, pipe: &Pipe) -> io::Result<usize> {
+        let mut at = at as libc::loff_t;
+        let (from, to, nowhere) = (file_fd(file), pipe.write_end(), std::ptr::null_mut());
+        self.counters.system_calls += 1;
+        // SAFETY: both descriptors are open (their handles are borrowed) and `at` lives through the call.
+        let taken = unsafe { libc::splice(from, &mut at, to, nowhere, bytes, libc::SPLICE_F_NONBLOCK) };
+        if taken < 0 { Err(io::Error::last_os_error()) } else { Ok(taken as usize) }
+    }
+
+    pub(crate) fn splice_out(&mut self, pipe: &Pipe, socket: &Socket, more: bool) -> io::Result<usize> {
+        let flags = libc::SPLICE_F_NONBLOCK | if more { libc::SPLICE_F_MORE } else { 0 };
+        let (from, to, nowhere) = (pipe.read_end(), socket_fd(socket), std::ptr::null_mut());
+        self.counters.system_calls += 1;
+        // SAFETY: both descriptors are open (their handles are borrowed).
+        let sent = unsafe { libc::splice(from, nowhere, to, nowhere, pipe.held(), flags) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
     }
 

@@ -17,6 +17,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     free_signal: FreeSignal::Completion,
     carries: PieceKinds { memory: false, file: true },
     needs: "nothing",
+    delivers: true,
 };
 
 /// Read and sent at a time: large enough that calls do not count, small enough for the second-level cache.

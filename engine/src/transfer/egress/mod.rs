@@ -1,7 +1,10 @@
 //! Egress: the pieces of a plan to a socket, by one strategy of the list.
 
 mod copy;
+mod direct;
+mod null;
 mod sendfile;
+mod splice;
 mod tail;
 
 use std::fmt;
@@ -20,6 +23,8 @@ pub(super) struct Declaration {
     carries: PieceKinds,
     /// What it needs of kernel and file, in words.
     needs: &'static str,
+    /// Whether the record bytes reach the peer.
+    delivers: bool,
 }
 
 /// The one list. A strategy is a file with `DECLARATION` and `send_piece`, and a line here.
@@ -55,8 +60,14 @@ strategies! {
     Copy => copy,
     /// `sendfile(2)`: pages go from the cache to the socket without passing through us.
     Sendfile => sendfile,
+    /// `splice(2)`: pages go from the cache through a pipe to the socket.
+    Splice => splice,
+    /// Read past the page cache into registered memory, send from there.
+    Direct => direct,
     /// Send from the tail cache: the memory that the batch was written from.
     Tail => tail,
+    /// Discard: for benchmarks, never for clients.
+    Null => null,
 }
 
 /// A send under way.
@@ -172,12 +183,28 @@ impl Egress {
         self.declaration().needs
     }
 
-    /// Who moves `piece` when this strategy was asked to: itself, or the named fallback.
+    /// Whether record bytes reach the peer; only benchmarks want a strategy where they do not.
+    #[must_use]
+    pub fn delivers(self) -> bool {
+        self.declaration().delivers
+    }
+
+    /// Whether it reads files past the page cache, for itself or for what it does not carry.
+    #[must_use]
+    pub fn reads_direct(self) -> bool {
+        self == Egress::Direct || !self.carries().file
+    }
+
+    /// Who moves `piece` when this strategy was asked to: itself, or the named fallback. Memory is sent from where it
+    /// is; a file that has a direct descriptor is read by that, any other by `copy`.
     #[must_use]
     pub fn carrier_of(self, piece: &Piece) -> Egress {
         match piece {
             Piece::Memory(_) if !self.carries().memory => Egress::Tail,
-            Piece::File { .. } if !self.carries().file => Egress::Copy,
+            Piece::File { file, .. } if self.reads_direct() => match file.direct {
+                Some(_) => Egress::Direct,
+                None => Egress::Copy,
+            },
             _ => self,
         }
     }

@@ -16,6 +16,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     free_signal: FreeSignal::None,
     carries: PieceKinds { memory: false, file: true },
     needs: "segments written through the page cache, or no longer written at all",
+    delivers: true,
 };
 
 /// Asked about and sent at a time.

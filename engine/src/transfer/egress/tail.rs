@@ -15,6 +15,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     free_signal: FreeSignal::Completion,
     carries: PieceKinds { memory: true, file: false },
     needs: "an ingress that stages batches in memory",
+    delivers: true,
 };
 
 pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {

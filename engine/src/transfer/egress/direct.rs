@@ -1,0 +1,101 @@
+//! `direct`: read past the page cache into registered memory, sent from there.
+//!
+//! The path of a byte: disk -(DMA)-> our memory -(CPU, send)-> socket -(DMA)-> card. One CPU copy. For catch-up readers:
+//! they cannot push anything out of the page cache or the tail cache, and what they read is read by the device at
+//! its own pace, several units deep. Right when the bytes are on disk; when they are in the page cache it reads them
+//! from disk all the same.
+//!
+//! Reads are whole blocks: a piece of [5000, 300000) reads [4096, 303104) and sends what was asked for of it.
+
+use std::io;
+
+use super::{Declaration, Outgoing};
+use crate::sys::{BLOCK_BYTES, File, Lease, Ring};
+use crate::transfer::join::{join, join_writes};
+use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
+
+pub(super) const DECLARATION: Declaration = Declaration {
+    name: "direct",
+    profile: CopyProfile { cpu_copies: 1.0, user_copies: 0.0, shares_pages: false },
+    free_signal: FreeSignal::Completion,
+    carries: PieceKinds { memory: false, file: true },
+    needs: "O_DIRECT on the data directory's file system; `copy` carries what has no such descriptor",
+    delivers: true,
+};
+
+/// Read at a time.
+const UNIT_BYTES: u64 = 256 << 10;
+/// Units under way at once; as many are being sent meanwhile.
+const UNITS: usize = 4;
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// Units in order, as far as the range reaches.
+type Window = [Option<Lease>; UNITS];
+
+pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {
+    let Piece::File { file, at, bytes } = piece else { unreachable!("direct carries file pieces") };
+    let direct = file.direct.as_ref().expect("what has no direct descriptor is carried by copy");
+    let (mut at, end) = (at.0, at.0 + bytes);
+    let ring = out.ring.clone();
+    let mut next = Some(read_window(&ring, direct, &file, at, end).await?);
+    while let Some(window) = next.take() {
+        for unit in window.into_iter().flatten() {
+            at += unit.len() as u64;
+            out.add_memory(unit).await?;
+        }
+        if at == end {
+            break; // What follows in the answer may share its send.
+        }
+        let (sent, read) = join(out.flush(true), read_window(&ring, direct, &file, at, end)).await;
+        sent?;
+        next = Some(read?);
+    }
+    Ok(())
+}
+
+/// Reads up to [`UNITS`] units from `at` on, at once.
+async fn read_window(
+    ring: &Ring,
+    direct: &File,
+    file: &SegmentFile,
+    at: u64,
+    end: u64,
+) -> io::Result<Window> {
+    let first = at / BLOCK * BLOCK;
+    let reads = std::array::from_fn(|unit| {
+        let (from, to) = (first + unit as u64 * UNIT_BYTES, first + (unit as u64 + 1) * UNIT_BYTES);
+        (from < end).then(|| read_unit(ring, direct, file, at.max(from), end.min(to)))
+    });
+    let mut window: Window = Default::default();
+    for (slot, read) in window.iter_mut().zip(join_writes(reads).await) {
+        *slot = read.transpose()?;
+    }
+    Ok(window)
+}
+
+/// Reads `[at, end)`, by whole blocks.
+async fn read_unit(ring: &Ring, direct: &File, file: &SegmentFile, at: u64, end: u64) -> io::Result<Lease> {
+    let (first, last) = (at / BLOCK * BLOCK, end.next_multiple_of(BLOCK));
+    let length = (last - first) as usize;
+    let mut into = ring.lease(length).await?;
+    drop(into.split_off(length));
+    let mut filled = into.split_to(0);
+    while first + (filled.len() as u64) < end {
+        // After a short read it goes on at a whole block.
+        let whole = filled.len() / BLOCK_BYTES * BLOCK_BYTES;
+        let again = filled.split_off(whole);
+        let mut rest = again;
+        rest.unsplit(into);
+        let (result, rest) = ring.read(direct, first + whole as u64, rest).await;
+        into = rest;
+        match result? {
+            0 => {
+                let position = first + filled.len() as u64;
+                let message = format!("{} ends at {position}, expected up to {end}", file.path.display());
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+            }
+            n => filled.unsplit(into.split_to(n)),
+        }
+    }
+    Ok(filled.freeze().slice((at - first) as usize..(end - first) as usize))
+}

@@ -1,0 +1,78 @@
+//! `splice`: from the file into a pipe, from the pipe into the socket, by `splice(2)`.
+//!
+//! The path of a byte: disk -(DMA)-> page cache = pipe = socket queue (shared page) -(DMA)-> card. No CPU copy where the
+//! card gathers. It is what `sendfile` does inside, with the pipe in our own hands: it is larger, and what the socket
+//! does not take stays in it. Two calls where `sendfile` needs one. As there, residency is asked for first, what is cold
+//! is brought in by a helper, and only blocks that will never be written again may go this way: there is no signal when
+//! the kernel has let go of a page.
+
+use std::io;
+
+use super::{Declaration, Outgoing};
+use crate::sys::Pipe;
+use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
+
+pub(super) const DECLARATION: Declaration = Declaration {
+    name: "splice",
+    profile: CopyProfile { cpu_copies: 0.0, user_copies: 0.0, shares_pages: true },
+    free_signal: FreeSignal::None,
+    carries: PieceKinds { memory: false, file: true },
+    needs: "segments written through the page cache, or no longer written at all; a pipe",
+    delivers: true,
+};
+
+/// Asked about at a time.
+const UNIT_BYTES: u64 = 1 << 20;
+/// Brought in at a time when cold: a device's worth of read-ahead.
+const WARM_BYTES: u64 = 4 << 20;
+
+pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {
+    let Piece::File { file, at, bytes } = piece else { unreachable!("splice carries file pieces") };
+    out.flush(true).await?;
+    let mut pipe = out.ring.pipe()?;
+    send_range(out, &mut pipe, &file, at.0, at.0 + bytes).await?;
+    // After an error it is closed instead: what it holds belongs to an answer that will never be whole.
+    out.ring.give_pipe(pipe);
+    Ok(())
+}
+
+async fn send_range(
+    out: &mut Outgoing<'_>,
+    pipe: &mut Pipe,
+    file: &SegmentFile,
+    mut at: u64,
+    end: u64,
+) -> io::Result<()> {
+    let mut resident_to = at;
+    while at < end {
+        if resident_to <= at {
+            resident_to = end.min(at + UNIT_BYTES);
+            if !out.ring.is_resident(&file.file, at, resident_to - at) {
+                out.counters.note(out.egress, |c| c.cold_reads += 1);
+                resident_to = end.min(at + WARM_BYTES);
+                out.ring.warm_cache(&file.file, at, resident_to).await?;
+            }
+        }
+        match out.ring.splice_in(&file.file, at, (resident_to - at) as usize, pipe) {
+            Ok(0) => {
+                let message = format!("{} ends at {at}, expected up to {end}", file.path.display());
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+            }
+            Ok(taken) => at += taken as u64,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        while pipe.held() > 0 {
+            match out.ring.splice_out(pipe, out.socket, at < end) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(_) => out.counters.note(out.egress, |c| c.sends += 1),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    out.ring.writable(out.socket).await?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
