@@ -7,8 +7,8 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use ringlog::log::check_produced;
-use ringlog::shard::{Acked, Promise, Route, Stage, Topic};
+use ringlog::log::{BatchError, BatchHeader, check_produced};
+use ringlog::shard::{Acked, AppendError, Promise, Route, Stage, Ticket, Topic};
 use ringlog::sys::{LeaseMut, Moment};
 use ringlog::types::TopicId;
 
@@ -80,6 +80,28 @@ impl Produced {
             Fate::Refused(code, _) => Some(*code),
             Fate::Promised(_) | Fate::Appended(_) | Fate::Undecided => None,
         })
+    }
+
+    /// What became of the batch of [`single`].
+    pub(crate) fn decide_single(
+        &mut self,
+        broker: &Broker,
+        connection: &Connection,
+        appended: Result<Result<Ticket, AppendError>, BatchError>,
+    ) {
+        let TopicName::Known(topic) = &self.topics[0].name else { unreachable!("its topic is known") };
+        let outcome = &mut self.outcomes[0];
+        let route = broker.shard.route(topic, outcome.index).expect("its partition is there");
+        let refused = |code, words: String| Fate::Refused(code, Some(words));
+        outcome.log_start = route.board().log_start().0;
+        outcome.fate = match appended {
+            Ok(Ok(ticket)) => Fate::Promised(Promise::Here(ticket)),
+            Ok(Err(error)) => refused(errors::of_append(&error), error.to_string()),
+            Err(error) => refused(errors::of_batch(&error), error.to_string()),
+        };
+        if let Fate::Refused(code, words) = &outcome.fate {
+            connection.note_refused_batch(&route, *code, words.as_deref());
+        }
     }
 
     /// Whether the answer can be given without waiting.
@@ -231,18 +253,43 @@ async fn append(route: &Route, batch: LeaseMut, version: i16, received: Moment) 
         Ok(header) => header,
         Err(error) => return refused(errors::of_batch(&error), error.to_string()),
     };
-    if header.is_transactional() {
-        let words = "a batch of a transaction: transactions are not offered".to_owned();
-        return refused(ErrorCode::InvalidTxnState, words);
-    }
-    if header.compression() == ZSTD && version < ZSTD_FROM {
-        let words = format!("zstd in version {version}: it is known from version {ZSTD_FROM} on");
-        return refused(ErrorCode::UnsupportedCompressionType, words);
+    if let Some((code, words)) = why_not(&header, version) {
+        return refused(code, words);
     }
     match route.append(batch, header, None, received).await {
         Ok(promise) => Fate::Promised(promise),
         Err(error) => refused(errors::of_append(&error), error.to_string()),
     }
+}
+
+/// Why a sound batch is not taken all the same.
+pub(crate) fn why_not(header: &BatchHeader, version: i16) -> Option<(ErrorCode, String)> {
+    if header.is_transactional() {
+        let words = "a batch of a transaction: transactions are not offered".to_owned();
+        return Some((ErrorCode::InvalidTxnState, words));
+    }
+    if header.compression() == ZSTD && version < ZSTD_FROM {
+        let words = format!("zstd in version {version}: it is known from version {ZSTD_FROM} on");
+        return Some((ErrorCode::UnsupportedCompressionType, words));
+    }
+    None
+}
+
+/// An entry for a request of one batch.
+pub(crate) fn single(
+    connection: &Connection,
+    topic: &Rc<Topic>,
+    index: i32,
+    received: Moment,
+) -> Box<Produced> {
+    let mut produced = connection.pool.borrow_mut().pop().unwrap_or_else(|| Box::new(Produced::empty()));
+    produced.topics.clear();
+    produced.outcomes.clear();
+    produced.ranges.clear();
+    produced.received = received;
+    produced.topics.push(ProducedTopic { name: TopicName::Known(topic.clone()), partitions: 1 });
+    produced.outcomes.push(Outcome { index, fate: Fate::Undecided, log_start: -1 });
+    produced
 }
 
 /// Notes how long the answer took, and gives the entry back.

@@ -7,11 +7,12 @@
 use std::io;
 use std::rc::Rc;
 
-use ringlog::sys::{LEASE_BYTES_MAX, LeaseMut, Moment, Ring};
+use ringlog::sys::{LEASE_BYTES_MAX, LeaseMut, Moment, Ring, Timer};
 
 use crate::connection::{Broker, Connection, Entry};
 use crate::errors::Fault;
-use crate::produce;
+use crate::in_place::{self, Candidate, Outcome};
+use crate::produce::{self, Produced};
 use crate::wire::{ApiKey, Decoder, PREFIX_BYTES, RequestHeader};
 
 /// What a connection gets before it has shown what it sends: thousands of idle ones must fit into the arena.
@@ -59,6 +60,21 @@ struct Reader<'a> {
     /// The size of the last frame: the next one is probably like it.
     last_frame_bytes: usize,
     received: Moment,
+    /// Bytes of the last frame that are still to come, and mean nothing.
+    skip: usize,
+    /// The frame under way is received in private.
+    in_private: bool,
+    timer: Timer,
+    /// What came before a reservation was given up.
+    kept: Vec<u8>,
+}
+
+/// What the peer sent.
+enum Arrived {
+    /// A frame without its prefix.
+    Frame(LeaseMut),
+    /// A Produce request whose batch was received in place.
+    Produced(Box<Produced>),
 }
 
 impl<'a> Reader<'a> {
@@ -66,17 +82,33 @@ impl<'a> Reader<'a> {
         let ring = broker.shard.ring().clone();
         let buffer = ring.lease(BUFFER_BYTES_MIN).await?;
         let received = ring.now();
-        Ok(Reader { broker, connection, ring, buffer, filled: 0, last_frame_bytes: 0, received })
+        let timer = ring.timer();
+        Ok(Reader {
+            broker,
+            connection,
+            ring,
+            buffer,
+            filled: 0,
+            last_frame_bytes: 0,
+            received,
+            skip: 0,
+            in_private: false,
+            timer,
+            kept: Vec::new(),
+        })
     }
 
     async fn run(&mut self) -> Result<(), Fault> {
-        while let Some(frame) = self.next_frame().await? {
+        while let Some(arrived) = self.next().await? {
             // Once a stop was asked for, what is under way is answered and nothing more is taken.
             if self.broker.shard.is_stopping() {
                 break;
             }
             self.connection.taking.set(true);
-            let goes_on = self.take(frame).await;
+            let goes_on = match arrived {
+                Arrived::Frame(frame) => self.take(frame).await,
+                Arrived::Produced(produced) => self.push(produced).await,
+            };
             self.connection.taking.set(false);
             if !goes_on? {
                 break;
@@ -90,21 +122,29 @@ impl<'a> Reader<'a> {
         let header = RequestHeader::decode(&mut Decoder::new(&frame))?;
         let entry = if header.api == ApiKey::Produce {
             let produced = produce::take(self.broker, self.connection, frame, self.received).await?;
-            if produced.acks == 0 {
-                let failed = produced.first_error();
-                produce::recycle(self.connection, produced);
-                return failed.map_or(Ok(true), |code| Err(Fault::Unanswerable(code)));
-            }
-            Entry::Produced(produced)
+            return self.push(produced).await;
         } else {
             Entry::Request(frame.freeze())
         };
         Ok(self.connection.push(entry).await)
     }
 
-    /// The next whole frame without its prefix, or `None` when the peer has finished.
-    async fn next_frame(&mut self) -> Result<Option<LeaseMut>, Fault> {
+    /// Hands on a request whose batches have their places. False when the connection is over.
+    async fn push(&mut self, produced: Box<Produced>) -> Result<bool, Fault> {
+        if produced.acks == 0 {
+            let failed = produced.first_error();
+            produce::recycle(self.connection, produced);
+            return failed.map_or(Ok(true), |code| Err(Fault::Unanswerable(code)));
+        }
+        Ok(self.connection.push(Entry::Produced(produced)).await)
+    }
+
+    /// What comes next, or `None` when the peer has finished.
+    async fn next(&mut self) -> Result<Option<Arrived>, Fault> {
         loop {
+            let skipped = self.skip.min(self.filled);
+            drop(self.buffer.split_to(skipped));
+            (self.skip, self.filled) = (self.skip - skipped, self.filled - skipped);
             let total = self.broker.config.frames.peek_frame(&self.buffer[..self.filled])?;
             if let Some(total) = total
                 && total <= self.filled
@@ -112,10 +152,18 @@ impl<'a> Reader<'a> {
                 drop(self.buffer.split_to(PREFIX_BYTES));
                 self.filled -= total;
                 self.last_frame_bytes = total;
-                return Ok(Some(self.buffer.split_to(total - PREFIX_BYTES)));
+                self.in_private = false;
+                return Ok(Some(Arrived::Frame(self.buffer.split_to(total - PREFIX_BYTES))));
             }
             if let Some(total) = total {
                 self.check_kind(total)?;
+                if let Some(candidate) = self.candidate(total) {
+                    match self.receive_in_place(&candidate, total).await? {
+                        Outcome::Taken(produced) => return Ok(Some(Arrived::Produced(produced))),
+                        Outcome::Left => return Ok(None),
+                        Outcome::GivenUp | Outcome::Refused => continue,
+                    }
+                }
             }
             self.make_room(total).await?;
             if self.receive(total).await? == 0 {
@@ -132,6 +180,54 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The batch of the frame under way, if it can be received in place and its head has come.
+    fn candidate(&mut self, total: usize) -> Option<Candidate> {
+        if self.in_private || total < in_place::BATCH_BYTES_MIN || !self.receives_in_place() {
+            return None;
+        }
+        let candidate = Candidate::look(self.broker, &self.buffer[..self.filled], total);
+        // A head that long is none of ours.
+        self.in_private = candidate.is_none() && self.filled >= in_place::HEAD_BYTES;
+        candidate
+    }
+
+    async fn receive_in_place(&mut self, candidate: &Candidate, total: usize) -> Result<Outcome, Fault> {
+        let (frame, kept) = (&self.buffer[..self.filled], &mut self.kept);
+        kept.clear();
+        let outcome = candidate.receive(self.broker, self.connection, &self.timer, frame, kept).await?;
+        self.received = self.ring.now();
+        match &outcome {
+            Outcome::Taken(_) => {
+                drop(self.buffer.split_to(self.filled));
+                (self.filled, self.skip, self.last_frame_bytes) = (0, candidate.behind, total);
+            }
+            Outcome::GivenUp => {
+                self.in_private = true;
+                // Room for the whole of it: as much has really come as makes that no promise only.
+                let mut next = self.ring.lease(total).await?;
+                next[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
+                next[self.filled..self.filled + self.kept.len()].copy_from_slice(&self.kept);
+                self.filled += self.kept.len();
+                self.buffer = next;
+                let copied = &self.broker.shard.transfers().ingress_copied_bytes;
+                copied.set(copied.get() + self.filled as u64);
+            }
+            Outcome::Refused => self.in_private = true,
+            Outcome::Left => {}
+        }
+        Ok(outcome)
+    }
+
+    /// Whether only the head is wanted here of the frame under way: its batch may go elsewhere.
+    fn wants_head(&self, total: Option<usize>) -> bool {
+        let likely = total.unwrap_or(self.last_frame_bytes) >= in_place::BATCH_BYTES_MIN;
+        likely && !self.in_private && self.filled < in_place::HEAD_BYTES && self.receives_in_place()
+    }
+
+    fn receives_in_place(&self) -> bool {
+        self.broker.shard.config().ingress.receives_in_place()
+    }
+
     /// Asks whether a frame of that size may be what it says it is, as soon as it has said so: before its rest is
     /// given memory.
     fn check_kind(&self, total: usize) -> Result<(), Fault> {
@@ -146,7 +242,9 @@ impl<'a> Reader<'a> {
     /// Makes room for the frame under way, or for the next one if that is like the last. A large frame gets memory
     /// in steps, as it really comes: 1, 4, 16, 64 MiB.
     async fn make_room(&mut self, total: Option<usize>) -> Result<(), Fault> {
+        let head = self.wants_head(total);
         let wanted = match total {
+            _ if head => in_place::HEAD_BYTES,
             Some(total) => total,
             None if self.filled == 0 => self.last_frame_bytes.clamp(4096, BUFFER_BYTES_MAX),
             None => PREFIX_BYTES,
@@ -155,7 +253,8 @@ impl<'a> Reader<'a> {
         if wanted <= self.buffer.len() || filling {
             return Ok(());
         }
-        let several = (self.last_frame_bytes.max(wanted) * 4).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX);
+        let likely = if head { wanted } else { self.last_frame_bytes.max(wanted) };
+        let several = (likely * 4).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX);
         let borne_out = BUFFER_BYTES_MAX.max(self.filled.max(self.last_frame_bytes) * GROWTH_MAX);
         let mut next = self.ring.lease(several.max(wanted).min(borne_out).min(LEASE_BYTES_MAX)).await?;
         next[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
@@ -168,8 +267,11 @@ impl<'a> Reader<'a> {
     async fn receive(&mut self, total: Option<usize>) -> Result<usize, Fault> {
         let room = self.buffer.len() - self.filled;
         let missing = total.map_or(0, |total| total - self.filled).min(room);
-        let all = missing >= WAIT_FOR_ALL_BYTES;
-        let window = if all {
+        let head = self.wants_head(total);
+        let all = missing >= WAIT_FOR_ALL_BYTES && !head;
+        let window = if head {
+            (in_place::HEAD_BYTES - self.filled).min(room)
+        } else if all {
             missing
         } else {
             // As many whole frames as fit, if the next ones are like the last.

@@ -153,8 +153,12 @@ fn assert_fetched(answer: &[u8]) {
 }
 
 /// The pairs that the harness compares.
-const PAIRS: [(Ingress, Egress); 3] =
-    [(Ingress::Buffered, Egress::Copy), (Ingress::Buffered, Egress::Sendfile), (Ingress::Copy, Egress::Tail)];
+const PAIRS: [(Ingress, Egress); 4] = [
+    (Ingress::Buffered, Egress::Copy),
+    (Ingress::Buffered, Egress::Sendfile),
+    (Ingress::Copy, Egress::Tail),
+    (Ingress::InPlace, Egress::Tail),
+];
 
 #[test]
 fn ten_thousand_appends_and_fetches_within_one_segment_do_not_allocate() {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use ringlog::Ingress;
 use ringlog::log::{BatchBuilder, Records};
 use ringlog::shard::{Node, Shard, ShardConfig, TopicConfig};
 use ringlog::sys::sim::World;
@@ -56,7 +57,8 @@ fn conversation(seed: u64, shards: u16) -> (usize, Vec<String>) {
     let address: SocketAddr = "10.0.0.1:9092".parse().unwrap();
     let rings = servers.clone();
     servers[0].spawn(async move {
-        let config = ShardConfig::new("/data");
+        let mut config = ShardConfig::new("/data");
+        config.ingress = Ingress::ALL[seed as usize % Ingress::ALL.len()];
         let node = Node::open(&rings[0], &config, shards).await.unwrap();
         let mut joined = Vec::new();
         for (ring, number) in rings.iter().zip(0..) {
@@ -83,7 +85,9 @@ fn conversation(seed: u64, shards: u16) -> (usize, Vec<String>) {
         let mut frame = GappedFrame::default();
         for number in 0..5 {
             let mut batch = BatchBuilder::new(Timestamp(1));
-            batch.push(Timestamp(1), None, Some(format!("value {number}").as_bytes()), &[]);
+            // Some large enough to be received in place.
+            let room = "x".repeat(if seed.is_multiple_of(2) { 0 } else { 40_000 * number as usize });
+            batch.push(Timestamp(1), Some(room.as_bytes()), Some(format!("value {number}").as_bytes()), &[]);
             let batch = batch.finish();
             frame.clear();
             let terms = ProduceTerms { transactional_id: None, acks: -1, timeout_ms: 1000 };

@@ -34,6 +34,7 @@ pub mod list_offsets;
 pub mod metadata;
 pub mod offset_for_leader_epoch;
 pub mod produce;
+mod produce_head;
 
 pub use api::{APIS, Api, ApiKey};
 pub use codec::{
@@ -48,4 +49,5 @@ pub use frame::{
 };
 pub use gapped::{Gap, GappedFrame, Segment};
 pub use header::{RequestHeader, decode_response_header, encode_response_header};
+pub use produce_head::ProduceHead;
 pub use wire_error::WireError;

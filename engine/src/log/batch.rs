@@ -5,7 +5,7 @@
 //! and leader epoch lie before the checksummed part, so [`stamp`] costs no checksum. Records inside a batch are
 //! not looked at here; that is what [`Records`](super::Records) is for, off the hot path.
 
-use super::crc::crc32c;
+use super::crc::{Crc32c, crc32c};
 use crate::types::{Epoch, Offset, Timestamp};
 
 /// The bytes before the first record.
@@ -266,6 +266,35 @@ impl BatchHeader {
 /// Whatever is wrong first, with its numbers.
 pub fn check_produced(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     let header = sized(bytes)?;
+    check_produced_header(&header)?;
+    check_crc(bytes, &header)?;
+    Ok(header)
+}
+
+/// The same for a batch that lies in several parts of memory, one behind the other. `header` is that of its first 61
+/// bytes, and says how many there are.
+///
+/// # Errors
+/// As [`check_produced`].
+pub fn check_produced_in_parts<'a>(
+    header: &BatchHeader,
+    parts: impl Iterator<Item = &'a [u8]>,
+) -> Result<(), BatchError> {
+    check_produced_header(header)?;
+    let mut crc = Crc32c::new();
+    let mut skip = at::ATTRIBUTES;
+    for part in parts {
+        let skipped = skip.min(part.len());
+        crc.update(&part[skipped..]);
+        skip -= skipped;
+    }
+    match crc.value() {
+        computed if computed == header.crc => Ok(()),
+        computed => Err(BatchError::Crc { stored: header.crc, computed }),
+    }
+}
+
+fn check_produced_header(header: &BatchHeader) -> Result<(), BatchError> {
     let uncompressed_too_small = header.compression() == 0
         && i64::from(header.count) * RECORD_BYTES_MIN > i64::from(header.bytes) - BATCH_HEADER_BYTES as i64;
     if header.count <= 0
@@ -288,11 +317,10 @@ pub fn check_produced(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
         return Err(BatchError::Timestamps { base, max });
     }
     if header.producer_id >= 0 && (header.base_sequence < 0 || header.producer_epoch < 0) {
-        let BatchHeader { producer_id: id, producer_epoch: epoch, base_sequence: sequence, .. } = header;
+        let BatchHeader { producer_id: id, producer_epoch: epoch, base_sequence: sequence, .. } = *header;
         return Err(BatchError::Producer { id, epoch, sequence });
     }
-    check_crc(bytes, &header)?;
-    Ok(header)
+    Ok(())
 }
 
 /// Checks that `bytes` are exactly one batch as it may lie in a log: control batches belong there, and

@@ -16,6 +16,7 @@ mod node;
 mod partition;
 mod placement;
 mod recovery;
+mod reserve;
 mod retention;
 mod route;
 // The shard is the noun here; a cleverer file name would only hide it.
@@ -35,6 +36,7 @@ pub use lanes::{LANE_CALLS_MAX, LaneCounters};
 pub use node::{Identity, Node};
 pub use partition::Partition;
 pub use placement::{VIRTUAL_SHARDS, owner, virtual_shard};
+pub use reserve::Reservation;
 pub use route::{Fetching, Promise, Route};
 pub use shard::{Shard, ShardCounters};
 pub use stages::{Stage, Stages};

@@ -233,7 +233,7 @@ impl Partition {
     }
 
     /// Waits until a batch like this can be placed and staged at once; rolls if it has to.
-    async fn make_room(&self, header: &BatchHeader) -> Result<(), AppendError> {
+    pub(super) async fn make_room(&self, header: &BatchHeader) -> Result<(), AppendError> {
         let bytes_max = self.0.config.log.batch_bytes_max;
         if header.bytes > bytes_max {
             return Err(AppendError::TooLarge { bytes: header.bytes, bytes_max });
@@ -313,6 +313,18 @@ impl Partition {
         let now = self.0.common.ring.now();
         let copied = self.0.staged.borrow_mut().accept(batch, placement.start, placement.end, now);
         self.0.common.transfers.note_ingress(bytes, copied);
+        self.accepted(bytes, &placement, ack, received, now)
+    }
+
+    /// A batch has its place in the log and in the stage.
+    pub(super) fn accepted(
+        &self,
+        bytes: u64,
+        placement: &Placement,
+        ack: Option<Ack>,
+        received: Moment,
+        now: Moment,
+    ) -> Ticket {
         self.0.common.stages.note(Stage::Accept, now.nanos_since(received));
         self.0.unwritten_bytes.set(self.0.unwritten_bytes.get() + bytes);
         let ack = ack.unwrap_or(self.0.config.ack);
@@ -425,7 +437,8 @@ impl Partition {
             return None;
         }
         let now = self.0.common.ring.wall_clock();
-        if self.0.log.borrow().active_is_old(now) {
+        // Not while somebody receives into the tail: the next look comes.
+        if self.0.append_turns.is_empty() && self.0.log.borrow().active_is_old(now) {
             self.roll();
         }
         self.0.log.borrow().retention(now)

@@ -98,6 +98,8 @@ pub struct ShardCounters {
     pub ingress_bytes: u64,
     /// Of these, bytes copied once more in user space.
     pub ingress_copied_bytes: u64,
+    /// Of these, bytes received straight into the memory they were written from.
+    pub ingress_in_place_bytes: u64,
     /// Between this shard and others.
     pub lanes: LaneCounters,
 }
@@ -309,6 +311,7 @@ impl Shard {
             tail_cache_bytes: common.cached_bytes.get(),
             ingress_bytes: common.transfers.ingress_bytes.get(),
             ingress_copied_bytes: common.transfers.ingress_copied_bytes.get(),
+            ingress_in_place_bytes: common.transfers.ingress_in_place_bytes.get(),
             lanes: common.lanes.counters(),
         }
     }

@@ -15,6 +15,8 @@ struct Inner {
     /// The number of the turn at the front.
     first: Cell<u64>,
     queue: RefCell<VecDeque<Waiting>>,
+    /// Who wants to know that somebody waits behind him.
+    contested: RefCell<Option<Waker>>,
 }
 
 struct Waiting {
@@ -34,6 +36,9 @@ impl Turns {
         let mut queue = self.0.queue.borrow_mut();
         let number = self.0.first.get() + queue.len() as u64;
         queue.push_back(Waiting { over: false, waker: None });
+        if let Some(waker) = self.0.contested.borrow_mut().take() {
+            waker.wake();
+        }
         Turn { turns: self.clone(), number }
     }
 
@@ -59,6 +64,18 @@ impl Turn {
             Poll::Pending
         })
         .await;
+    }
+}
+
+impl Turn {
+    /// Whether somebody waits behind this turn. If not, `waker` is woken when that changes.
+    pub(super) fn is_contested(&self, waker: &Waker) -> bool {
+        let inner = &*self.turns.0;
+        let contested = inner.queue.borrow().len() > 1;
+        if !contested {
+            *inner.contested.borrow_mut() = Some(waker.clone());
+        }
+        contested
     }
 }
 

@@ -7,11 +7,11 @@
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -330,6 +330,37 @@ impl Ring {
     /// Receives until `into` is full; fewer bytes only when the peer has finished or vanished.
     pub async fn recv_all(&self, socket: &Socket, into: LeaseMut) -> Done<LeaseMut> {
         self.recv_request(socket, into, true).await
+    }
+
+    /// [`Ring::recv_all`] that ends early when `give_up` is ready: with the bytes that have come until then, perhaps none
+    /// (0 does not mean then that the peer has finished). The memory comes back in any case.
+    pub async fn recv_all_unless(
+        &self,
+        socket: &Socket,
+        into: LeaseMut,
+        give_up: impl Future<Output = ()>,
+    ) -> Done<LeaseMut> {
+        let mut receive = pin!(self.submit(Request::Recv { socket: socket.clone(), into, all: true }));
+        let mut give_up = pin!(give_up);
+        let mut given_up = false;
+        let (result, request, _) = poll_fn(|cx| {
+            if let Poll::Ready(done) = receive.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            if !given_up && give_up.as_mut().poll(cx).is_ready() {
+                given_up = true;
+                receive.cancel();
+            }
+            Poll::Pending
+        })
+        .await;
+        let Request::Recv { into, .. } = request else {
+            unreachable!("an operation gives back its own request")
+        };
+        match result {
+            Err(error) if given_up && error.raw_os_error() == Some(libc::ECANCELED) => (Ok(0), into),
+            result => (result.map(|n| n as usize), into),
+        }
     }
 
     async fn recv_request(&self, socket: &Socket, into: LeaseMut, all: bool) -> Done<LeaseMut> {
@@ -880,6 +911,18 @@ impl Future for Op<'_> {
                 Poll::Ready((result, request, reply))
             }
             Stage::Finished => panic!("an operation was polled after its end"),
+        }
+    }
+}
+
+impl Op<'_> {
+    /// Asks the world to end it now; it completes all the same, and is to be waited for.
+    fn cancel(&self) {
+        if let Stage::InFlight(token) = self.stage {
+            match &mut *self.ring.0.driver.borrow_mut() {
+                Driver::Uring(uring) => uring.cancel(token),
+                Driver::Sim(sim) => sim.cancel(token),
+            }
         }
     }
 }

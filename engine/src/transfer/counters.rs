@@ -23,6 +23,9 @@ pub struct TransferCounters {
     egress: [Cell<EgressCounters>; Egress::ALL.len()],
     /// Bytes copied in user space on the way in.
     pub ingress_copied_bytes: Cell<u64>,
+    /// Bytes of batches that were received into the memory they were written from, but for the few that came with
+    /// their heads.
+    pub ingress_in_place_bytes: Cell<u64>,
     /// Bytes accepted into the log.
     pub ingress_bytes: Cell<u64>,
 }
@@ -39,6 +42,11 @@ impl TransferCounters {
         let mut counters = cell.get();
         change(&mut counters);
         cell.set(counters);
+    }
+
+    pub(crate) fn note_ingress_in_place(&self, bytes: u64, copied: u64) {
+        self.note_ingress(bytes, copied);
+        self.ingress_in_place_bytes.set(self.ingress_in_place_bytes.get() + bytes - copied);
     }
 
     pub(crate) fn note_ingress(&self, bytes: u64, copied: u64) {

@@ -435,13 +435,21 @@ impl State {
         for listening in self.network.listeners.values_mut() {
             found |= take_out(&mut listening.waiting, |waiting| *waiting == address);
         }
+        let mut done = 0;
         for endpoint in self.network.endpoints.values_mut() {
+            let under_way = endpoint.receives.iter().find(|receive| receive.address == address);
+            done += under_way.map_or(0, |receive| receive.done);
             found |= take_out(&mut endpoint.receives, |receive| receive.address == address)
                 || take_out(&mut endpoint.sends, |send| send.address == address)
                 || take_out(&mut endpoint.writables, |writable| *writable == address);
         }
         if found {
-            self.complete_later(address, Outcome::failed(libc::ECANCELED));
+            // As the kernel does it: what was received before is not lost.
+            let outcome = match done {
+                0 => Outcome::failed(libc::ECANCELED),
+                done => Outcome::of(Ok(done as u32)),
+            };
+            self.complete_later(address, outcome);
         }
     }
 

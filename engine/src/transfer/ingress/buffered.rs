@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Declaration, Need, WriteData, WriteUnit};
+use super::{Declaration, Need, Slot, WriteData, WriteUnit};
 use crate::log::LogPoint;
 use crate::sys::{GATHER_MAX, Gather, Lease, LeaseMut, Moment};
 use crate::transfer::plan::CopyProfile;
@@ -16,6 +16,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     name: "buffered",
     profile: CopyProfile { cpu_copies: 2.0, user_copies: 0.0, shares_pages: false },
     direct: false,
+    in_place: false,
     needs: "nothing",
 };
 
@@ -61,6 +62,19 @@ impl Stage {
     #[allow(clippy::unused_self)]
     pub(super) fn prime(&mut self, _end: LogPoint, block: LeaseMut) {
         drop(block);
+    }
+
+    #[allow(clippy::unused_self)]
+    pub(super) fn reserve(&mut self, _: LogPoint, _: usize) -> Slot {
+        unreachable!("batches stay where they were received")
+    }
+
+    #[allow(clippy::unused_self)]
+    pub(super) fn release(&mut self, _: Slot) {}
+
+    #[allow(clippy::unused_self)]
+    pub(super) fn accept_in_place(&mut self, _: Slot, _: LogPoint, _: Moment) {
+        unreachable!("batches stay where they were received")
     }
 
     pub(super) fn accept(&mut self, batch: Lease, start: LogPoint, end: LogPoint, now: Moment) -> u64 {

@@ -6,10 +6,13 @@
 
 mod buffered;
 mod copy;
+mod in_place;
+mod staging;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use self::staging::Slot;
 use super::plan::CopyProfile;
 use crate::log::LogPoint;
 use crate::sys::{Gather, Lease, LeaseMut, Moment};
@@ -20,6 +23,8 @@ pub(super) struct Declaration {
     name: &'static str,
     profile: CopyProfile,
     direct: bool,
+    /// Whether connections receive into the staging memory.
+    in_place: bool,
     needs: &'static str,
 }
 
@@ -89,6 +94,32 @@ macro_rules! strategies {
                 }
             }
 
+            /// Memory for a batch of `bytes` at the end, `start`, for a connection to receive into; nothing else may be
+            /// accepted before it comes back.
+            ///
+            /// # Panics
+            /// When [`Staged::need`] still asks for something, or the strategy does not receive in place.
+            #[must_use]
+            pub fn reserve(&mut self, start: LogPoint, bytes: usize) -> Slot {
+                match self {
+                    $(Staged::$variant(stage) => stage.reserve(start, bytes),)*
+                }
+            }
+
+            /// A slot comes back unused.
+            pub fn release(&mut self, slot: Slot) {
+                match self {
+                    $(Staged::$variant(stage) => stage.release(slot),)*
+                }
+            }
+
+            /// A slot comes back with its batch, which ends at `end`.
+            pub fn accept_in_place(&mut self, slot: Slot, end: LogPoint, now: Moment) {
+                match self {
+                    $(Staged::$variant(stage) => stage.accept_in_place(slot, end, now),)*
+                }
+            }
+
             /// What to write next, or `None` when everything is. One unit at a time: the next only after
             /// [`Staged::finish_unit`].
             #[must_use]
@@ -145,6 +176,8 @@ strategies! {
     Buffered => buffered,
     /// Copied to staging memory, written from there past the page cache.
     Copy => copy,
+    /// Received into staging memory, written from there past the page cache.
+    InPlace => in_place,
 }
 
 /// What a stage lacks.
@@ -206,6 +239,12 @@ impl Ingress {
     #[must_use]
     pub fn is_direct(self) -> bool {
         self.declaration().direct
+    }
+
+    /// Whether connections receive batches into the memory that they are written from.
+    #[must_use]
+    pub fn receives_in_place(self) -> bool {
+        self.declaration().in_place
     }
 
     /// What it needs, in words.

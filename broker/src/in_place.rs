@@ -1,0 +1,177 @@
+//! Receiving in place: a large batch of a request of its own goes from the socket into the memory it is written from.
+//!
+//! The reader receives no more than [`HEAD_BYTES`] of a frame that is likely large. The head says which partition the
+//! batch is for and how long it is, and holds the batch's own header; the tail of that partition is reserved and the rest
+//! received into it. When that takes longer than [`PATIENCE`] and somebody else wants to append there, what has come is
+//! copied out and received on in private.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use ringlog::log::{BATCH_HEADER_BYTES, BatchHeader, check_produced_in_parts};
+use ringlog::shard::{Partition, Reservation, Topic};
+use ringlog::sys::{Ring, Socket, Timer};
+use ringlog::types::TopicId;
+
+use crate::connection::{Broker, Connection};
+use crate::errors::Fault;
+use crate::produce::{self, Produced};
+use crate::wire::produce::TOPIC_IDS_FROM;
+use crate::wire::{PREFIX_BYTES, ProduceHead};
+
+/// Received of a frame before it is known where the rest belongs: all heads but absurd ones fit, and what comes of the
+/// batch with it is little.
+pub(crate) const HEAD_BYTES: usize = 512;
+/// From this size on it pays to receive in two steps.
+pub(crate) const BATCH_BYTES_MIN: usize = 32 << 10;
+/// How long the tail of a partition is held while others wait for it.
+const PATIENCE: Duration = Duration::from_millis(1);
+/// What may follow a batch in its frame: empty tagged fields, and a few that are skipped.
+const BEHIND_BYTES_MAX: usize = 64;
+
+/// A batch whose head has come, and the place for it.
+pub(crate) struct Candidate {
+    partition: Partition,
+    topic: Rc<Topic>,
+    batch: BatchHeader,
+    correlation_id: i32,
+    version: i16,
+    acks: i16,
+    /// Where in the frame, prefix included, the batch begins.
+    at: usize,
+    /// Bytes of the frame behind the batch.
+    pub behind: usize,
+}
+
+/// How it ended.
+pub(crate) enum Outcome {
+    /// The batch has come, and was appended or refused.
+    Taken(Box<Produced>),
+    /// Others waited too long: so many bytes of the batch are in the private memory.
+    GivenUp,
+    /// The partition takes nothing now; the private way will say why.
+    Refused,
+    /// The peer has finished in the middle.
+    Left,
+}
+
+impl Candidate {
+    /// Looks at what has come of a frame of `total` bytes, prefix included.
+    pub(crate) fn look(broker: &Broker, frame: &[u8], total: usize) -> Option<Candidate> {
+        let head = ProduceHead::look(frame.get(PREFIX_BYTES..)?)?;
+        let at = PREFIX_BYTES + head.records_at;
+        let behind = total.checked_sub(at + head.record_bytes)?;
+        let here = &frame[at..];
+        if head.record_bytes < BATCH_BYTES_MIN
+            || behind > BEHIND_BYTES_MAX
+            || here.len() < BATCH_HEADER_BYTES
+            || here.len() > head.record_bytes / 4
+            || !matches!(head.acks, -1..=1)
+        {
+            return None;
+        }
+        let batch =
+            BatchHeader::parse(here).ok().filter(|batch| batch.bytes as usize == head.record_bytes)?;
+        let topic = match head.header.version >= TOPIC_IDS_FROM {
+            true => broker.shard.topic_by_id(TopicId(head.topic_id)),
+            false => broker.shard.topic(head.topic),
+        }?;
+        let partition = topic.here(head.partition)?.clone();
+        if !partition.receives_in_place() || produce::why_not(&batch, head.header.version).is_some() {
+            return None;
+        }
+        Some(Candidate {
+            partition,
+            topic,
+            batch,
+            correlation_id: head.header.correlation_id,
+            version: head.header.version,
+            acks: head.acks,
+            at,
+            behind,
+        })
+    }
+
+    /// Receives the rest. `frame` is what has come of it; after [`Outcome::GivenUp`] it is followed in `kept` by what came
+    /// since.
+    pub(crate) async fn receive(
+        &self,
+        broker: &Rc<Broker>,
+        connection: &Rc<Connection>,
+        timer: &Timer,
+        frame: &[u8],
+        kept: &mut Vec<u8>,
+    ) -> Result<Outcome, Fault> {
+        let ring = broker.shard.ring();
+        let Ok(mut reservation) = self.partition.reserve(&self.batch).await else {
+            return Ok(Outcome::Refused);
+        };
+        let stated = &frame[self.at..];
+        reservation.slot().write(0, stated);
+        timer.arm(ring.now().plus(PATIENCE));
+        let whole = self.batch.bytes as usize;
+        let received = fill(&mut reservation, stated.len(), ring, &connection.socket, timer).await;
+        timer.disarm();
+        let (filled, left) = received?;
+        let now = ring.now();
+        connection.heard.set(now);
+        if left {
+            return Ok(Outcome::Left);
+        }
+        if filled < whole {
+            for part in reservation.slot().parts() {
+                let room = (filled - kept.len()).min(part.len());
+                kept.extend_from_slice(&part[..room]);
+            }
+            kept.drain(..stated.len());
+            return Ok(Outcome::GivenUp);
+        }
+        let checked = check_produced_in_parts(&self.batch, reservation.slot().parts());
+        let appended = checked.map(|()| reservation.commit(&self.batch, None, now, stated.len() as u64));
+        let mut produced = produce::single(connection, &self.topic, self.partition.index(), now);
+        (produced.correlation_id, produced.version, produced.acks) =
+            (self.correlation_id, self.version, self.acks);
+        produced.decide_single(broker, connection, appended);
+        Ok(Outcome::Taken(produced))
+    }
+}
+
+/// Receives into the slot from `filled` on. How far it got, and whether the peer has finished.
+async fn fill(
+    reservation: &mut Reservation,
+    mut filled: usize,
+    ring: &Ring,
+    socket: &Socket,
+    timer: &Timer,
+) -> Result<(usize, bool), Fault> {
+    let mut begin = 0;
+    for part in 0..reservation.slot().part_count() {
+        let mut memory = reservation.slot().take(part);
+        let (within, length) = (filled.saturating_sub(begin).min(memory.len()), memory.len());
+        begin += length;
+        if within == length {
+            reservation.slot().put(part, memory);
+            continue;
+        }
+        let into = memory.split_off(within);
+        let held = &*reservation;
+        let give_up = poll_fn(|cx| match held.is_contested(cx.waker()) {
+            true => timer.poll_expired(cx),
+            false => Poll::Pending,
+        });
+        let wanted = into.len();
+        let (result, into) = ring.recv_all_unless(socket, into, give_up).await;
+        memory.unsplit(into);
+        reservation.slot().put(part, memory);
+        let n = result?;
+        filled += n;
+        if n < wanted {
+            // Contested, it was given up; else nothing more will come.
+            let contested = poll_fn(|cx| Poll::Ready(reservation.is_contested(cx.waker()))).await;
+            return Ok((filled, !contested));
+        }
+    }
+    Ok((filled, false))
+}

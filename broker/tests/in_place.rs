@@ -1,0 +1,181 @@
+//! Receiving in place, through real sockets: what is copied and what is not, and producers that are slow, wrong or gone.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Client, batch, batches_in, content, produce_frame};
+use ringlog::sys::topology;
+use ringlog::{Ack, Engine, EngineConfig, Ingress, TopicConfig, block_on};
+use ringlog_broker::wire::{ApiKey, ErrorCode};
+use ringlog_broker::{BrokerConfig, Serving, start};
+
+const TOPIC: &str = "in-place";
+/// Of a frame no more than this is received before it is known where the rest belongs.
+const HEAD_BYTES: u64 = 512;
+
+struct Served {
+    engine: Engine,
+    serving: Serving,
+    _home: tempfile::TempDir,
+}
+
+fn served() -> Served {
+    let home = tempfile::tempdir_in(".").unwrap();
+    let mut config = EngineConfig::new(home.path());
+    config.cores = Some(topology::usable_cores().unwrap()[..1].to_vec());
+    config.shard.ingress = Ingress::InPlace;
+    let engine = Engine::open(config).unwrap();
+    let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
+    block_on(engine.create_topic(TOPIC, 2, topic)).unwrap();
+    let serving = start(&engine, BrokerConfig::new("127.0.0.1:0".parse().unwrap())).unwrap();
+    Served { engine, serving, _home: home }
+}
+
+impl Served {
+    fn client(&self) -> Client {
+        Client::connect(self.serving.address())
+    }
+
+    /// Accepted bytes; of these received in place; bytes copied on the way in.
+    fn counts(&self) -> (u64, u64, u64) {
+        let shard = block_on(self.engine.counters()).unwrap().swap_remove(0).shard;
+        (shard.ingress_bytes, shard.ingress_in_place_bytes, shard.ingress_copied_bytes)
+    }
+}
+
+/// A batch of about `bytes`, of its own content.
+fn large(number: u8, bytes: usize) -> Vec<u8> {
+    let value: Vec<u8> = (0..bytes).map(|at| (at as u8).wrapping_mul(31) ^ number).collect();
+    batch(&[&value])
+}
+
+fn assert_holds(client: &mut Client, partition: i32, expected: &[Vec<u8>]) {
+    let blob = client.fetch_all(TOPIC, partition);
+    let found = batches_in(&blob);
+    assert_eq!(found.len(), expected.len());
+    for (number, ((_, found), expected)) in found.iter().zip(expected).enumerate() {
+        assert!(content(found) == content(expected), "batch {number}");
+    }
+}
+
+#[test]
+fn of_large_batches_only_what_comes_with_their_heads_is_copied() {
+    let served = served();
+    let mut client = served.client();
+    // The first frame of a connection is not expected to be large.
+    let mut sent = vec![large(0, 200_000)];
+    client.produce(TOPIC, 0, &sent[0]).unwrap();
+    let before = served.counts();
+    // Sizes at which batches begin and end everywhere within staging blocks, and span two of them.
+    for number in 1..60u8 {
+        sent.push(large(number, 100_000 + usize::from(number) * 3_333));
+        assert_eq!(client.produce(TOPIC, 0, sent.last().unwrap()), Ok(i64::from(number)));
+    }
+    let after = served.counts();
+    let (bytes, in_place, copied) = (after.0 - before.0, after.1 - before.1, after.2 - before.2);
+    assert_eq!(in_place + copied, bytes, "every byte went one way or the other");
+    assert!(copied <= 59 * HEAD_BYTES, "{copied} of {bytes} bytes were copied");
+    assert_holds(&mut client, 0, &sent);
+    served.engine.close().unwrap();
+}
+
+#[test]
+fn small_batches_several_in_a_request_and_large_ones_mix() {
+    let served = served();
+    let mut client = served.client();
+    let mut sent = [Vec::new(), Vec::new()];
+    for number in 0..40u8 {
+        let (one, other) = (large(number, [10, 200_000, 3000][usize::from(number) % 3]), large(number, 500));
+        client.send_produce(-1, TOPIC, &[(0, &one), (1, &other)]);
+        let (_, outcomes) = client.try_receive_produce().unwrap();
+        assert!(outcomes.iter().all(|(_, error, _)| error.is_ok()), "{outcomes:?}");
+        client.produce(TOPIC, 1, &one).unwrap();
+        sent[0].push(one.clone());
+        sent[1].extend([other, one]);
+    }
+    assert_holds(&mut client, 0, &sent[0]);
+    assert_holds(&mut client, 1, &sent[1]);
+    served.engine.close().unwrap();
+}
+
+#[test]
+fn a_producer_that_stalls_in_the_middle_holds_up_nobody() {
+    let served = served();
+    let (mut slow, mut other) = (served.client(), served.client());
+    let mut sent = vec![large(1, 300_000)];
+    slow.produce(TOPIC, 0, &sent[0]).unwrap();
+    let stalled = large(2, 300_000);
+    let header = slow.header(ApiKey::Produce, common::PRODUCE_VERSION);
+    let frame = produce_frame(&header, -1, TOPIC, &[(0, &stalled)]);
+    slow.send(&frame[..150_000]);
+    std::thread::sleep(Duration::from_millis(20));
+    for number in 3..13 {
+        sent.push(large(number, 100_000));
+        let offset = other.produce(TOPIC, 0, sent.last().unwrap());
+        assert_eq!(offset, Ok(i64::from(number) - 2), "the tail is not the stalled producer's");
+    }
+    slow.send(&frame[150_000..]);
+    let (id, outcomes) = slow.try_receive_produce().unwrap();
+    assert_eq!((id, &outcomes[..]), (header.correlation_id, &[(0, ErrorCode::None, 11)][..]));
+    sent.push(stalled);
+    // And in place again from here on.
+    let before = served.counts().1;
+    sent.push(large(14, 300_000));
+    slow.produce(TOPIC, 0, sent.last().unwrap()).unwrap();
+    assert!(served.counts().1 > before);
+    assert_holds(&mut other, 0, &sent);
+    served.engine.close().unwrap();
+}
+
+#[test]
+fn a_rotten_batch_and_a_producer_that_vanishes_leave_no_trace() {
+    let served = served();
+    let mut client = served.client();
+    let mut sent = vec![large(1, 300_000)];
+    client.produce(TOPIC, 0, &sent[0]).unwrap();
+    for number in 0..5 {
+        let mut rotten = large(9, 300_000);
+        rotten[200_000 + number] ^= 1;
+        assert_eq!(client.produce(TOPIC, 0, &rotten), Err(ErrorCode::CorruptMessage));
+        let mut gone = served.client();
+        gone.produce(TOPIC, 1, &large(1, 40_000)).unwrap();
+        let header = gone.header(ApiKey::Produce, common::PRODUCE_VERSION);
+        let frame = produce_frame(&header, -1, TOPIC, &[(0, &large(8, 300_000))]);
+        gone.send(&frame[..100_000 + 10_000 * number]);
+        drop(gone);
+        sent.push(large(number as u8, 250_000));
+        client.produce(TOPIC, 0, sent.last().unwrap()).unwrap();
+    }
+    assert_holds(&mut client, 0, &sent);
+    served.engine.close().unwrap();
+}
+
+#[test]
+fn many_producers_of_one_partition_keep_their_orders() {
+    let served = served();
+    let address = served.serving.address();
+    std::thread::scope(|scope| {
+        for producer in 0..4u8 {
+            scope.spawn(move || {
+                let mut client = Client::connect(address);
+                let batches: Vec<Vec<u8>> =
+                    (0..40u8).map(|number| batch(&[&[producer, number], &[0; 70_000][..]])).collect();
+                // Five under way at a time.
+                let mut last = -1;
+                for (number, one) in batches.iter().enumerate() {
+                    client.send_produce(-1, TOPIC, &[(0, one)]);
+                    if number >= 5 {
+                        let (_, outcomes) = client.try_receive_produce().unwrap();
+                        assert!(outcomes[0].2 > last, "{outcomes:?} after {last}");
+                        last = outcomes[0].2;
+                    }
+                }
+                (0..5).for_each(|_| assert!(client.try_receive_produce().unwrap().1[0].1.is_ok()));
+            });
+        }
+    });
+    let blob = served.client().fetch_all(TOPIC, 0);
+    assert_eq!(batches_in(&blob).len(), 160);
+    served.engine.close().unwrap();
+}

@@ -1,0 +1,114 @@
+//! Receiving in place: the right to the tail of a partition, held while a connection receives into it.
+//!
+//! It is a turn in the order of appends and the memory that goes with it. Held too long while others wait it is to be
+//! given up ([`Reservation::is_contested`]); dropped, everything is as before.
+
+use std::task::Waker;
+
+use super::acks::{Ack, Ticket};
+use super::config::Timestamps;
+use super::errors::AppendError;
+use super::partition::Partition;
+use super::turns::Turn;
+use crate::log::{self, BATCH_HEADER_BYTES, BatchHeader};
+use crate::sys::Moment;
+use crate::transfer::Slot;
+
+/// See the module's words.
+pub struct Reservation {
+    partition: Partition,
+    turn: Turn,
+    /// Present until it goes back to the stage.
+    slot: Option<Slot>,
+    generation: u64,
+}
+
+impl Partition {
+    /// Whether batches can be received in place: the strategy does, and they are not stamped with the log's own time,
+    /// which is checksummed.
+    #[must_use]
+    pub fn receives_in_place(&self) -> bool {
+        self.0.common.config.ingress.receives_in_place() && self.0.config.timestamps == Timestamps::Create
+    }
+
+    /// Reserves the tail for a batch with that header, when everybody who came before has appended.
+    ///
+    /// # Errors
+    /// As [`Partition::append`].
+    pub async fn reserve(&self, header: &BatchHeader) -> Result<Reservation, AppendError> {
+        assert!(self.receives_in_place(), "{self} does not receive in place");
+        let turn = self.take_turn();
+        turn.comes().await;
+        self.make_room(header).await?;
+        let start = self.0.log.borrow().log_end();
+        let slot = self.0.staged.borrow_mut().reserve(start, header.bytes as usize);
+        Ok(Reservation { partition: self.clone(), turn, slot: Some(slot), generation: self.generation() })
+    }
+}
+
+impl Reservation {
+    /// Where to receive into.
+    pub fn slot(&mut self) -> &mut Slot {
+        self.slot.as_mut().expect("it goes back last")
+    }
+
+    /// Whether somebody else waits to append. If not, `waker` is woken when that changes.
+    #[must_use]
+    pub fn is_contested(&self, waker: &Waker) -> bool {
+        self.turn.is_contested(waker)
+    }
+
+    /// Appends the batch in the slot, of which [`log::check_produced_in_parts`] found nothing wrong. `stated_bytes` of it
+    /// were copied there. For the rest as [`Partition::append`].
+    ///
+    /// # Errors
+    /// See [`AppendError`]; nothing was appended.
+    pub fn commit(
+        mut self,
+        header: &BatchHeader,
+        ack: Option<Ack>,
+        received: Moment,
+        stated_bytes: u64,
+    ) -> Result<Ticket, AppendError> {
+        let partition = self.partition.clone();
+        partition.check_open()?;
+        if !self.is_current() {
+            return Err(AppendError::Moved);
+        }
+        let common = &partition.0.common;
+        let placement = partition.0.log.borrow_mut().append_local(header, common.ring.wall_clock());
+        let mut slot = self.slot.take().expect("it goes back last");
+        let mut head = [0; BATCH_HEADER_BYTES];
+        let mut filled = 0;
+        for part in slot.parts() {
+            let fits = part.len().min(head.len() - filled);
+            head[filled..filled + fits].copy_from_slice(&part[..fits]);
+            filled += fits;
+        }
+        log::stamp(&mut head, placement.start.offset, placement.epoch);
+        slot.write(0, &head);
+        let now = common.ring.now();
+        partition.0.staged.borrow_mut().accept_in_place(slot, placement.end, now);
+        let bytes = u64::from(header.bytes);
+        common.transfers.note_ingress_in_place(bytes, stated_bytes);
+        Ok(partition.accepted(bytes, &placement, ack, received, now))
+    }
+
+    /// Whether the log still ends where the slot begins.
+    fn is_current(&self) -> bool {
+        let start = self.slot.as_ref().map(Slot::start);
+        self.partition.generation() == self.generation
+            && start == Some(self.partition.0.log.borrow().log_end())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // After a truncation the stage is another one, and the memory goes home by itself.
+        if self.is_current()
+            && let Some(slot) = self.slot.take()
+        {
+            self.partition.0.staged.borrow_mut().release(slot);
+        }
+    }
+}

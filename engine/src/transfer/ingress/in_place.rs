@@ -1,0 +1,22 @@
+//! `in_place`: received straight into the staging memory that it is written from (`O_DIRECT`).
+//!
+//! The path of a byte: socket -(CPU, recv)-> staging -(DMA)-> disk. One CPU copy, the kernel's out of the socket. The
+//! connection learns from the head of a request where its batch belongs, reserves the tail of that partition's
+//! staging and receives into it; the batch is checked and stamped where it lies. A slow producer does not hold the
+//! tail: when somebody else waits for it too long, what has come is copied out and the reservation given up.
+//!
+//! What comes otherwise is copied as `copy` does it, and counted: batches that are small, come several in one request,
+//! belong to another core, or bear the log's own time; and of every batch the few bytes that were received with the
+//! head. For large batches of few producers.
+
+use super::Declaration;
+pub use super::staging::Stage;
+use crate::transfer::plan::CopyProfile;
+
+pub(super) const DECLARATION: Declaration = Declaration {
+    name: "in_place",
+    profile: CopyProfile { cpu_copies: 1.0, user_copies: 0.0, shares_pages: false },
+    direct: true,
+    in_place: true,
+    needs: "O_DIRECT on the data directory's file system; producers of large batches, one in a request",
+};
