@@ -293,6 +293,7 @@ async fn upkeep_loop(partition: &Partition) {
         let chore = partition
             .wait_until(|| if partition.is_over() { Some(None) } else { next_chore(partition).map(Some) })
             .await;
+        partition.0.chore_under_way.set(chore.is_some());
         let result = match chore {
             None => return,
             Some(Chore::Prepare { segment, to }) => match partition.writer(segment).await {
@@ -301,6 +302,9 @@ async fn upkeep_loop(partition: &Partition) {
             },
             Some(Chore::Finish { segment }) => finish_segment(partition, segment).await,
         };
+        partition.0.chore_under_way.set(false);
+        // Who drains waits for this: two who finish one segment would share its temporary files.
+        partition.0.ack_waiters.wake_all();
         if let Err(e) = result {
             // Room ahead is a convenience: the write that needs it will say so if there really is none.
             tracing::warn!("{partition}: upkeep: {e}");
@@ -373,8 +377,9 @@ impl Partition {
                 return Err(why.clone());
             }
             let marks = self.marks();
-            if marks.durable == marks.log_end && !self.0.unit_under_way.get() && !self.0.flush_under_way.get()
-            {
+            let busy =
+                self.0.unit_under_way.get() || self.0.flush_under_way.get() || self.0.chore_under_way.get();
+            if marks.durable == marks.log_end && !busy {
                 break;
             }
             let mut waited = false;

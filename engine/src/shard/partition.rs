@@ -60,6 +60,7 @@ pub(super) struct Inner {
     pub task_runs: Cell<bool>,
     pub unit_under_way: Cell<bool>,
     pub flush_under_way: Cell<bool>,
+    pub chore_under_way: Cell<bool>,
     /// The durable end that was last handed to the checkpoint.
     pub checkpointed: Cell<LogPoint>,
     /// What of the tail cache is ours, as last counted.
@@ -108,6 +109,7 @@ impl Partition {
             task_runs: Cell::new(false),
             unit_under_way: Cell::new(false),
             flush_under_way: Cell::new(false),
+            chore_under_way: Cell::new(false),
             checkpointed: Cell::new(end),
             cached_bytes: Cell::new(0),
             ack_waiters: Wakers::default(),
