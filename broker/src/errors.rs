@@ -78,7 +78,7 @@ fn is_followed(field: i32, actual: usize) -> bool {
 pub(crate) fn of_append(error: &AppendError) -> ErrorCode {
     match error {
         AppendError::TooLarge { .. } => ErrorCode::MessageTooLarge,
-        AppendError::Failed(_) => ErrorCode::KafkaStorageError,
+        AppendError::Failed(_) | AppendError::DiskFull(_) => ErrorCode::KafkaStorageError,
         AppendError::Closed | AppendError::Moved => ErrorCode::NotLeaderOrFollower,
         // Says "not appended, try again" to every client; librdkafka gives up on THROTTLING_QUOTA_EXCEEDED.
         AppendError::NoMemory(_) => ErrorCode::NotEnoughReplicas,

@@ -166,7 +166,7 @@ fn a_torn_tail_above_the_durable_end_is_cut_and_kept_aside() {
     let torn = &batch(BATCHES)[..900];
     bytes.truncate(end);
     bytes.extend_from_slice(torn);
-    bytes.resize(end + 64 << 10, 0);
+    bytes.resize(end + (64 << 10), 0);
     fs::write(&last, &bytes).unwrap();
     assert_whole(&home);
     let aside: Vec<String> = fs::read_dir(home.partition_dir())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced, check_stored};
-use ringlog::shard::{Acked, Partition, Shard, ShardConfig, Timestamps, TopicConfig};
+use ringlog::shard::{Acked, AppendError, Partition, Shard, ShardConfig, Timestamps, TopicConfig};
 use ringlog::sys::Ring;
 use ringlog::sys::sim::World;
 use ringlog::transfer::{Egress, Piece};
@@ -142,6 +142,69 @@ fn a_partition_that_is_too_large_loses_its_oldest_segments() {
         let records = marks.log_end.offset.since(marks.log_start);
         // At least what is to be kept, and less than one segment more.
         assert!((7..=10).contains(&records), "{records} records of 4 kB are left");
+    });
+    ring.shut_down();
+}
+
+#[test]
+fn a_full_disk_refuses_appends_and_nothing_else_until_there_is_room() {
+    let world = World::new(5);
+    let (ring, faults) = (world.ring(ARENA), world.faults());
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        let shard = Shard::open(&main, config()).await.unwrap();
+        let log = LogConfig { segment_bytes_max: 200_000, ..LogConfig::default() };
+        let topic = TopicConfig { log, ..TopicConfig::default() };
+        let other = shard.create_topic("other", 1, topic.clone()).await.unwrap();
+        append(&main, other.here(0).unwrap(), Timestamp(1), 4000).await;
+        let topic = shard.create_topic("t", 1, topic).await.unwrap();
+        let partition = topic.here(0).unwrap().clone();
+        append(&main, &partition, Timestamp(1), 4000).await;
+        faults.fill_disk(true);
+        // What there is room for is taken, and what was taken before the lack was known keeps its place.
+        let mut waiting = Vec::new();
+        let refused = loop {
+            let mut builder = BatchBuilder::new(Timestamp(1));
+            builder.push(Timestamp(1), None, Some(&[7; 4000]), &[]);
+            let batch = builder.finish().to_vec();
+            let mut lease = main.lease(batch.len()).await.unwrap();
+            drop(lease.split_off(batch.len()));
+            lease.copy_from_slice(&batch);
+            let header = check_produced(&batch).unwrap();
+            match partition.append(lease, header, None, main.now()).await {
+                Ok(ticket) => waiting.push(ticket),
+                Err(error) => break error,
+            }
+            main.sleep(Duration::from_millis(20)).await;
+        };
+        let words = refused.to_string();
+        assert!(matches!(refused, AppendError::DiskFull(_)), "{words}");
+        assert!(words.contains("/data/t-0/") && words.contains("position"), "{words}");
+        let accepted = waiting.len() as i64 + 1;
+        // Reading, moving log starts and deleting go on.
+        let mut pieces = Vec::new();
+        let fetched = partition.fetch(Offset(0), 1 << 20, Egress::Copy, &mut pieces).await.unwrap();
+        assert_eq!(read(&main, pieces).await.len() as u64, fetched.bytes);
+        other.here(0).unwrap().advance_log_start(Offset(1)).await.unwrap();
+        shard.checkpoint().await.unwrap();
+        shard.delete_topic("other").await.unwrap();
+        assert!(shard.topic("other").is_none());
+        let made = shard.create_topic("more", 1, TopicConfig::default()).await;
+        assert!(made.is_err() && shard.topic("more").is_none(), "a new topic needs room");
+        // Room returns, and with it appends; nothing that was accepted is lost or out of order.
+        faults.fill_disk(false);
+        main.sleep(Duration::from_secs(1)).await;
+        for ticket in &waiting {
+            ticket.reached().await.unwrap();
+        }
+        let acked = append(&main, &partition, Timestamp(1), 4000).await;
+        assert_eq!(acked.offset, Offset(accepted));
+        shard.close().await.unwrap();
+        drop((waiting, partition, topic, other, shard));
+        let shard = Shard::open(&main, config()).await.unwrap();
+        let end = shard.topic("t").unwrap().here(0).unwrap().marks().log_end.offset;
+        assert_eq!(end, Offset(accepted + 1));
+        assert!(shard.topic("other").is_none());
     });
     ring.shut_down();
 }

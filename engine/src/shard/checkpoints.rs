@@ -63,8 +63,9 @@ impl Common {
         };
         // What a board shows was true at some moment before this one, and durable ends stay true.
         let (points, starts) = (of(Board::durable), of(Board::log_start));
-        self.ring.replace(&self.config.data_dir.join(LOG_STARTS_FILE), starts).await?;
-        self.ring.replace(&self.config.data_dir.join(RECOVERY_POINTS_FILE), points).await
+        let (dir, reserve) = (&self.config.data_dir, &self.node.reserve);
+        reserve.replace(&self.ring, dir, &dir.join(LOG_STARTS_FILE), starts).await?;
+        reserve.replace(&self.ring, dir, &dir.join(RECOVERY_POINTS_FILE), points).await
     }
 
     pub(super) async fn leave_clean_mark(&self) -> io::Result<()> {

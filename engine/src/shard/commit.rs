@@ -19,6 +19,8 @@ use crate::types::{Offset, Position};
 
 /// The durable end is handed to the checkpoint each time it has moved this far (and at each roll).
 const CHECKPOINT_BYTES: u64 = 64 << 20;
+/// How often a full disk is asked again.
+const SPACE_RETRY: std::time::Duration = std::time::Duration::from_millis(250);
 /// Room beyond the written end that a write waits for is asked for at once when it is short of this.
 const FIRST_ROOM: u64 = crate::log::PREPARATION_STEP_MIN;
 
@@ -100,11 +102,17 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
         let path = partition.0.files.borrow().path(unit.segment, Ext::Log);
         format!("{what} {}: {e}", path.display())
     };
-    let file = partition.writer(unit.segment).await.map_err(|e| explain("cannot open", &e))?;
+    let file = loop {
+        match partition.writer(unit.segment).await {
+            Ok(file) => break file,
+            Err(e) if is_full(&e) => wait_for_space(partition, &explain("no room for", &e)).await?,
+            Err(e) => return Err(explain("cannot open", &e)),
+        }
+    };
     let end = unit.writes.iter().flatten().map(|(at, data)| at.plus(data.bytes() as u64)).max();
     let end = end.expect("a unit has something to write");
     if partition.0.log.borrow().segment(unit.segment).is_some_and(|s| s.prepared < end) {
-        prepare(partition, unit.segment, &file, end).await.map_err(|e| explain("no room in", &e))?;
+        find_room(partition, unit.segment, &file, end).await.map_err(|e| explain("no room in", &e))?;
     }
     let submitted = common.ring.now();
     common.stages.note(Stage::Gather, submitted.nanos_since(unit.accepted));
@@ -134,6 +142,48 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     finish(partition, end);
     common.note_cached(partition);
     Ok(())
+}
+
+/// Makes room for what was accepted already. When the disk is full this waits until it no longer is: nothing more is
+/// accepted meanwhile, and what was keeps its place.
+async fn find_room(partition: &Partition, segment: Offset, file: &File, to: Position) -> io::Result<()> {
+    loop {
+        match prepare(partition, segment, file, to).await {
+            Err(e) if is_full(&e) => {
+                let path = partition.0.files.borrow().path(segment, Ext::Log);
+                let words = format!("no room up to position {to} of {}: {e}", path.display());
+                if let Err(why) = wait_for_space(partition, &words).await {
+                    return Err(io::Error::other(why));
+                }
+            }
+            Err(e) => return Err(e),
+            Ok(()) => {
+                if partition.0.no_space.take().is_some() {
+                    tracing::info!("{partition}: there is room on the disk again; appends are taken");
+                }
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Refuses appends for the time it takes to look again.
+async fn wait_for_space(partition: &Partition, words: &str) -> Result<(), String> {
+    if partition.0.no_space.borrow().is_none() {
+        tracing::error!("{partition}: {words}; appends are refused until there is room");
+        *partition.0.no_space.borrow_mut() = Some(words.to_owned());
+        partition.0.room_waiters.wake_all();
+    }
+    partition.0.common.ring.sleep(SPACE_RETRY).await;
+    match partition.0.state.get() {
+        State::Open => Ok(()),
+        // Stopping or deleted: what was accepted and has no room is given up, and said to be.
+        State::Draining | State::Closed => Err(words.to_owned()),
+    }
 }
 
 /// Writes all of `data` at `at`, going on after short writes.
@@ -289,6 +339,7 @@ enum Chore {
 }
 
 async fn upkeep_loop(partition: &Partition) {
+    let mut failures = 0;
     loop {
         let chore = partition
             .wait_until(|| if partition.is_over() { Some(None) } else { next_chore(partition).map(Some) })
@@ -307,8 +358,13 @@ async fn upkeep_loop(partition: &Partition) {
         partition.0.ack_waiters.wake_all();
         if let Err(e) = result {
             // Room ahead is a convenience: the write that needs it will say so if there really is none.
-            tracing::warn!("{partition}: upkeep: {e}");
-            partition.0.common.ring.sleep(std::time::Duration::from_millis(100)).await;
+            failures += 1u64;
+            if failures.is_power_of_two() {
+                tracing::warn!("{partition}: upkeep: {e} ({failures} times in a row)");
+            }
+            partition.0.common.ring.sleep(SPACE_RETRY).await;
+        } else {
+            failures = 0;
         }
     }
 }

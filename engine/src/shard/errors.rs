@@ -27,6 +27,9 @@ pub enum AppendError {
     /// The log was truncated below this append while it waited. Append again.
     #[error("the log was truncated below this append")]
     Moved,
+    /// The disk is full. Reading, deleting and retention go on; append again when there is room.
+    #[error("the disk is full: {0}")]
+    DiskFull(String),
     /// No memory within the budget, or none from the kernel. Back off.
     #[error("no memory to stage the batch: {0}")]
     NoMemory(String),

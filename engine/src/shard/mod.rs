@@ -17,6 +17,7 @@ mod partition;
 mod placement;
 mod recovery;
 mod reserve;
+mod reserve_file;
 mod retention;
 mod route;
 // The shard is the noun here; a cleverer file name would only hide it.

@@ -16,6 +16,7 @@ use super::errors::OpenError;
 use super::lanes::{Letter, mailbox_capacity};
 use super::partition::partition_dir;
 use super::placement::VIRTUAL_SHARDS;
+use super::reserve_file::Reserve;
 use super::topics::{METADATA_FILE, REGISTRY_FILE, TopicPlan};
 use crate::log::{
     CheckpointError, MetaProperties, OffsetCheckpoint, PartitionMetadata, TopicEntry, TopicRegistry,
@@ -40,6 +41,7 @@ pub struct Node {
     pub(super) topics: Vec<TopicPlan>,
     mailboxes: Box<[Mailbox<Letter>]>,
     checkpoint_noticed: AtomicBool,
+    pub(super) reserve: Reserve,
     /// Given up when the last shard is gone: until then no other process touches the directory.
     _lock: DirLock,
 }
@@ -98,6 +100,8 @@ impl Node {
         let topics = plans.collect::<Result<Vec<_>, _>>()?;
         let mailboxes = (0..shards).map(|_| Mailbox::new(mailbox_capacity(shards))).collect();
         let checkpoint_noticed = AtomicBool::new(false);
+        let reserve = Reserve::default();
+        reserve.make(ring, &dir).await;
         Ok(Arc::new(Node {
             identity,
             clean,
@@ -106,6 +110,7 @@ impl Node {
             topics,
             mailboxes,
             checkpoint_noticed,
+            reserve,
             _lock: lock,
         }))
     }

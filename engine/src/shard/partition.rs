@@ -47,6 +47,8 @@ pub(super) struct Inner {
     /// Closing: no more appends; closed: nothing at all.
     pub state: Cell<State>,
     pub failure: RefCell<Option<String>>,
+    /// The disk has no room for what was accepted: nothing more is, until it has.
+    pub no_space: RefCell<Option<String>>,
     /// The last time that was stamped on a batch.
     append_time: Cell<Timestamp>,
     /// Counts truncations: a ticket of an older generation is void.
@@ -101,6 +103,7 @@ impl Partition {
             files: RefCell::new(files),
             state: Cell::new(State::Open),
             failure: RefCell::new(None),
+            no_space: RefCell::new(None),
             append_time: Cell::new(largest),
             generation: Cell::new(0),
             sync_wanted: Cell::new(Offset(0)),
@@ -242,6 +245,9 @@ impl Partition {
         }
         loop {
             self.check_open()?;
+            if let Some(words) = &*self.0.no_space.borrow() {
+                return Err(AppendError::DiskFull(words.clone()));
+            }
             if self.0.unwritten_bytes.get() > UNWRITTEN_BYTES_MAX {
                 self.wait_for_room().await;
                 continue;
@@ -355,7 +361,8 @@ impl Partition {
     async fn wait_for_room(&self) {
         let mut waited = false;
         std::future::poll_fn(|cx| {
-            if waited || self.0.unwritten_bytes.get() <= UNWRITTEN_BYTES_MAX {
+            let no_space = self.0.no_space.borrow().is_some();
+            if waited || no_space || self.0.unwritten_bytes.get() <= UNWRITTEN_BYTES_MAX {
                 return std::task::Poll::Ready(());
             }
             waited = true;

@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 use super::shard::Shard;
+use crate::types::ShardId;
 
 /// Looks at every partition of this shard, again and again until it stops.
 pub(super) async fn run(shard: Shard) {
@@ -29,6 +30,9 @@ pub(super) async fn run(shard: Shard) {
 impl Shard {
     /// Removes from this shard's partitions what is beyond their topics' retention, now.
     pub async fn enforce_retention(&self) {
+        if self.id() == ShardId(0) {
+            self.0.common.node.reserve.make(self.ring(), &self.config().data_dir).await;
+        }
         let mut moved = Vec::new();
         for topic in self.topics() {
             for partition in topic.all_here() {

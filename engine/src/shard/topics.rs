@@ -337,7 +337,8 @@ impl Shard {
     async fn store_registry(&self) -> std::io::Result<()> {
         let text = self.coordinator().registry.borrow().format();
         let path = self.config().data_dir.join(REGISTRY_FILE);
-        self.ring().replace(&path, text.into_bytes()).await
+        let (dir, reserve) = (&self.config().data_dir, &self.0.common.node.reserve);
+        reserve.replace(self.ring(), dir, &path, text.into_bytes()).await
     }
 
     async fn set_aside(&self, dir: &Path) -> std::io::Result<()> {

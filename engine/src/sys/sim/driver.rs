@@ -383,6 +383,7 @@ impl State {
 
     fn help(&mut self, job: Job, file: Option<&File>) -> io::Result<Outcome> {
         let file = || file.map(sim_file).ok_or_else(|| io::Error::other("this job is about a file"));
+        self.check_space(&job)?;
         let mut records = Vec::new();
         let reply = match job {
             Job::Open { path, options } => self.open(&path, options).map_err(about("open", &path))?,
@@ -454,6 +455,22 @@ impl State {
             }
         };
         Ok(Outcome { result: Ok(0), reply, records })
+    }
+
+    /// On a full disk nothing grows; small files can be replaced once somebody has given up a reserve.
+    fn check_space(&self, job: &Job) -> io::Result<()> {
+        let reserve_is_there = || self.disk.state.names.keys().any(|path| path.ends_with(".reserve"));
+        let grows = match job {
+            Job::Prepare { .. } => true,
+            Job::Open { path, options } => options.create && self.node(&tidy(path)).is_none(),
+            Job::MakeDir { path } => self.node(&tidy(path)).is_none(),
+            Job::Replace { .. } => reserve_is_there(),
+            _ => false,
+        };
+        match self.faults.disk_full && grows {
+            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            false => Ok(()),
+        }
     }
 
     /// The root and the working directory are always there.

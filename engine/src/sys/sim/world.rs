@@ -263,6 +263,7 @@ pub(super) struct FaultPlan {
     reads: Vec<(String, u32)>,
     pub short_writes: f64,
     pub ignore_syncs: bool,
+    pub disk_full: bool,
     pub reuse_memory_in_flight: bool,
 }
 
@@ -316,6 +317,11 @@ impl Faults {
     /// Each write is cut short with this probability, at a place that its file allows.
     pub fn short_writes(&self, probability: f64) {
         self.plan(|plan| plan.short_writes = probability);
+    }
+
+    /// No file grows any more: preparing room, making files and replacing them fail for want of space.
+    pub fn fill_disk(&self, full: bool) {
+        self.plan(|plan| plan.disk_full = full);
     }
 
     /// Syncs of files succeed and do nothing.
