@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
-use ringlog::sys::topology;
-use ringlog::{Ack, Egress, Engine, EngineConfig, Ingress, TopicConfig};
+use ringlog::sys::{Flushes, topology};
+use ringlog::{Ack, Egress, Engine, EngineConfig, Ingress, TopicConfig, block_on};
 use ringlog_broker::{BrokerConfig, start};
 
 #[derive(Parser)]
@@ -173,12 +173,24 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     let engine = Engine::open(config).with_context(|| format!("opening {}", told.data_dir.display()))?;
     println!("{}", engine.capabilities());
     println!("{chosen}");
+    let (flushes, direct) = block_on(engine.on_shard(|shard| async move {
+        (shard.flushes().clone(), shard.writes_direct() || !shard.config().ingress.is_direct())
+    }))?;
     println!(
-        "data in {}: ingress {}, egress {}, appends wait for {}",
+        "data in {}: ingress {}{}, egress {}, appends wait for {}",
         told.data_dir.display(),
         told.ingress,
+        if direct { "" } else { " (through the page cache: no O_DIRECT here)" },
         told.egress,
         told.ack
+    );
+    println!(
+        "a flush {}",
+        match flushes {
+            Flushes::Reach => "reaches the disk: durable survives power loss".to_owned(),
+            Flushes::ReachBut(words) => format!("is believed to reach the disk, but {words}"),
+            Flushes::DoNotReach(words) => format!("is worth nothing here ({words}): durable is refused"),
+        }
     );
 
     let mut broker = BrokerConfig::new(told.listen);

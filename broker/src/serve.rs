@@ -98,6 +98,7 @@ pub async fn serve(bound: Bound) -> Served {
             }
         }
     }
+    listener.stop();
     let patience = shard.ring().now().plus(ANSWERS_TIME_MAX);
     while broker.connections.borrow().iter().any(|c| !c.is_idle()) && shard.ring().now() < patience {
         shard.ring().sleep(Duration::from_millis(1)).await;

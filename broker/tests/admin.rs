@@ -70,7 +70,7 @@ fn answer<'a, M: Message + Decode<'a>>(frame: &'a [u8], version: i16) -> M {
 }
 
 fn served() -> (tempfile::TempDir, Served) {
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let served = serve(home.path());
     let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
     block_on(served.engine.create_topic(TOPIC, PARTITIONS, topic)).unwrap();

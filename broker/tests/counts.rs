@@ -37,7 +37,7 @@ struct Served {
 
 impl Served {
     fn new(ingress: Ingress, egress: Egress) -> Served {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut config = EngineConfig::new(dir.path());
         (config.shard.ingress, config.shard.egress) = (ingress, egress);
         config.cores = Some(topology::usable_cores().unwrap()[..1].to_vec());
@@ -166,7 +166,7 @@ fn ten_thousand_appends_and_fetches_within_one_segment_do_not_allocate() {
     const OTHERS_MAX: u64 = 32;
     for (ingress, egress) in PAIRS {
         // The shard runs on this thread, because allocations are counted for the thread that asks.
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let config = ShardConfig { ingress, egress, ..ShardConfig::new(dir.path()) };
         let ring = Ring::of_kernel(&UringOptions::default(), config.arena_bytes_max).unwrap();
         let (shard, address) = ring.run(serving(ring.clone(), config));

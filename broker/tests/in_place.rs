@@ -21,7 +21,7 @@ struct Served {
 }
 
 fn served() -> Served {
-    let home = tempfile::tempdir_in(".").unwrap();
+    let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut config = EngineConfig::new(home.path());
     config.cores = Some(topology::usable_cores().unwrap()[..1].to_vec());
     config.shard.ingress = Ingress::InPlace;

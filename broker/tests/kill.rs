@@ -202,10 +202,18 @@ fn seed() -> u64 {
 
 #[test]
 fn what_was_written_survives_ten_kills_under_load() {
-    kill_again_and_again("written", tempfile::tempdir().unwrap().path(), seed());
+    kill_again_and_again(
+        "written",
+        tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().path(),
+        seed(),
+    );
 }
 
 #[test]
 fn what_was_durable_survives_ten_kills_under_load() {
-    kill_again_and_again("durable", tempfile::tempdir().unwrap().path(), seed());
+    kill_again_and_again(
+        "durable",
+        tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().path(),
+        seed(),
+    );
 }

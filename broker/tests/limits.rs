@@ -32,7 +32,7 @@ struct Served {
 }
 
 fn served(change: impl FnOnce(&mut BrokerConfig)) -> Served {
-    let home = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut config = EngineConfig::new(home.path());
     // Limits are a shard's.
     config.cores = Some(topology::usable_cores().unwrap()[..1].to_vec());

@@ -22,7 +22,7 @@ fn batch(number: u8) -> Vec<u8> {
 
 #[test]
 fn a_deleted_topic_gives_its_memory_and_its_name_back() {
-    let directory = tempfile::tempdir_in(".").unwrap();
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let engine = engine(&directory, Ingress::Copy);
     block_on(async {
         for _ in 0..3 {
@@ -46,7 +46,7 @@ fn a_deleted_topic_gives_its_memory_and_its_name_back() {
 fn every_egress_sends_the_same_bytes_from_memory_and_from_disk() {
     use std::io::Read;
     for ingress in Ingress::ALL {
-        let directory = tempfile::tempdir_in(".").unwrap();
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut expected = Vec::new();
         for reopened in [false, true] {
             let engine = engine(&directory, *ingress);
@@ -104,7 +104,7 @@ fn every_egress_sends_the_same_bytes_from_memory_and_from_disk() {
 
 #[test]
 fn what_makes_no_sense_is_refused_with_names_and_numbers() {
-    let directory = tempfile::tempdir_in(".").unwrap();
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let engine = engine(&directory, Ingress::Buffered);
     let second = Engine::open(EngineConfig::new(directory.path().join("data"))).err().unwrap().to_string();
     assert!(second.contains(&format!("process {}", std::process::id())), "{second}");
@@ -128,7 +128,7 @@ fn what_makes_no_sense_is_refused_with_names_and_numbers() {
 
 #[test]
 fn offsets_are_found_by_time() {
-    let directory = tempfile::tempdir_in(".").unwrap();
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let engine = engine(&directory, Ingress::Copy);
     block_on(async {
         engine.create_topic("t", 1, TopicConfig::default()).await.unwrap();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced, check_stored};
-use ringlog::shard::{Acked, AppendError, Partition, Shard, ShardConfig, Timestamps, TopicConfig};
+use ringlog::shard::{Ack, Acked, AppendError, Partition, Shard, ShardConfig, Timestamps, TopicConfig};
 use ringlog::sys::Ring;
 use ringlog::sys::sim::World;
 use ringlog::transfer::{Egress, Piece};
@@ -205,6 +205,36 @@ fn a_full_disk_refuses_appends_and_nothing_else_until_there_is_room() {
         let end = shard.topic("t").unwrap().here(0).unwrap().marks().log_end.offset;
         assert_eq!(end, Offset(accepted + 1));
         assert!(shard.topic("other").is_none());
+    });
+    ring.shut_down();
+}
+
+#[test]
+fn durable_is_refused_where_flushes_are_known_to_be_lost() {
+    let world = World::new(6);
+    let (ring, faults) = (world.ring(ARENA), world.faults());
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        faults.lose_flushes(true);
+        let refused = Shard::open(&main, config()).await.err().unwrap().to_string();
+        assert!(refused.contains("durable") && refused.contains("written"), "cause and cure: {refused}");
+        let mut weaker = config();
+        weaker.topic_defaults.ack = Ack::Written;
+        let shard = Shard::open(&main, weaker.clone()).await.unwrap();
+        let durable = shard.create_topic("t", 1, TopicConfig::default()).await.err().unwrap().to_string();
+        assert!(durable.contains("ringlog.ack=durable"), "{durable}");
+        let topic = shard.create_topic("t", 1, weaker.topic_defaults.clone()).await.unwrap();
+        let acked = append(&main, topic.here(0).unwrap(), Timestamp(1), 10).await;
+        assert!(acked.reached >= Ack::Written);
+        let mut builder = BatchBuilder::new(Timestamp(1));
+        builder.push(Timestamp(1), None, Some(b"x"), &[]);
+        let batch = builder.finish().to_vec();
+        let mut lease = main.lease(batch.len()).await.unwrap();
+        drop(lease.split_off(batch.len()));
+        lease.copy_from_slice(&batch);
+        let header = check_produced(&batch).unwrap();
+        let asked = topic.here(0).unwrap().append(lease, header, Some(Ack::Durable), main.now()).await;
+        assert!(matches!(asked, Err(AppendError::Refused(_))), "an append's own wish, too");
     });
     ring.shut_down();
 }

@@ -17,7 +17,7 @@ fn text(output: &Output) -> String {
 
 #[test]
 fn a_small_run_verifies_every_record_and_keeps_what_it_measured() {
-    let out = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let words = "--batch-bytes 16KiB --blocks 1 --seconds 0.2 --catch-up-bytes 8MiB --partitions 3 --producers 2 \
                  --consumers 2 --keys zipf:100 --seed 7";
     let ran = harness(&words.split_whitespace().collect::<Vec<_>>().join(" "), out.path());
@@ -38,7 +38,7 @@ fn a_small_run_verifies_every_record_and_keeps_what_it_measured() {
 
 #[test]
 fn lines_of_a_file_come_back_as_they_were() {
-    let out = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let lines = out.path().join("lines");
     std::fs::write(&lines, "first\n\nthird, longer than the others\nlast").unwrap();
     let words = format!(
@@ -54,7 +54,7 @@ fn lines_of_a_file_come_back_as_they_were() {
 
 #[test]
 fn what_makes_no_sense_is_refused_before_anything_starts() {
-    let out = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let refused = harness("--rows copy+magic", &out.path().join("run"));
     assert!(!refused.status.success());
     assert!(text(&refused).contains("there is no egress strategy `magic`"), "{}", text(&refused));

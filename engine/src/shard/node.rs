@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::acks::Ack;
 use super::board::Board;
 use super::checkpoints::{CLEAN_MARK_FILE, LOG_STARTS_FILE, RECOVERY_POINTS_FILE};
 use super::config::{ShardConfig, TopicConfig};
@@ -22,7 +23,7 @@ use crate::log::{
     CheckpointError, MetaProperties, OffsetCheckpoint, PartitionMetadata, TopicEntry, TopicRegistry,
     TopicState, parse_partition_dir_name,
 };
-use crate::sys::{DirLock, Mailbox, OpenOptions, Ring};
+use crate::sys::{DirLock, Flushes, Mailbox, OpenOptions, Ring};
 use crate::types::{Offset, ShardId, TopicId};
 
 const META_FILE: &str = "meta.properties";
@@ -33,6 +34,8 @@ const SMALL_FILE_BYTES_MAX: u64 = 64 << 20;
 pub struct Node {
     pub(super) identity: Identity,
     pub(super) clean: bool,
+    /// What a flush is worth here.
+    pub(super) flushes: Flushes,
     /// Whether the file system takes writes past the page cache.
     pub(super) direct_offered: bool,
     /// As it was found, less what was being deleted.
@@ -82,6 +85,11 @@ impl Node {
                  the page cache goes through it"
             );
         }
+        let flushes = ring.flushes(&dir).await?;
+        if let Flushes::ReachBut(words) = &flushes {
+            tracing::warn!("{words}");
+        }
+        may_promise(&flushes, &config.topic_defaults, "topics that are not told otherwise")?;
         let clean = ring.read_file(&dir.join(CLEAN_MARK_FILE), 4096).await?.is_some();
         let points = checkpoint(ring, &dir, RECOVERY_POINTS_FILE).await?;
         let starts = checkpoint(ring, &dir, LOG_STARTS_FILE).await?;
@@ -98,6 +106,9 @@ impl Node {
         let (points, starts) = (by_partition(&points), by_partition(&starts));
         let plans = registry.topics.iter().map(|entry| plan(entry, config, &points, &starts));
         let topics = plans.collect::<Result<Vec<_>, _>>()?;
+        for topic in &topics {
+            may_promise(&flushes, &topic.config, &format!("topic {}", topic.name))?;
+        }
         let mailboxes = (0..shards).map(|_| Mailbox::new(mailbox_capacity(shards))).collect();
         let checkpoint_noticed = AtomicBool::new(false);
         let reserve = Reserve::default();
@@ -106,6 +117,7 @@ impl Node {
             identity,
             clean,
             direct_offered,
+            flushes,
             registry,
             topics,
             mailboxes,
@@ -121,6 +133,12 @@ impl Node {
         self.mailboxes.len() as u16
     }
 
+    /// What a flush of this data directory is worth.
+    #[must_use]
+    pub fn flushes(&self) -> &Flushes {
+        &self.flushes
+    }
+
     pub(super) fn mailbox(&self, shard: ShardId) -> &Mailbox<Letter> {
         &self.mailboxes[usize::from(shard.0)]
     }
@@ -132,6 +150,17 @@ impl Node {
 
     pub(super) fn take_checkpoint_notice(&self) {
         self.checkpoint_noticed.store(false, Ordering::Release);
+    }
+}
+
+/// Refuses to promise what is known not to hold.
+fn may_promise(flushes: &Flushes, config: &TopicConfig, whose: &str) -> Result<(), OpenError> {
+    match flushes {
+        Flushes::DoNotReach(why) if config.ack == Ack::Durable => Err(OpenError::Refused(format!(
+            "{why}. So the acknowledgement `durable`, which {whose} ask for, cannot be kept: ask for `written`, or \
+             put the data directory elsewhere"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -21,7 +21,7 @@ use super::topics::TopicPlan;
 use super::turns::{Turn, Turns};
 use super::wakers::Wakers;
 use crate::log::{self, BatchHeader, Ext, Log, LogPoint, Marks, Placement};
-use crate::sys::{BLOCK_BYTES, Lease, LeaseMut, Moment, OpenOptions};
+use crate::sys::{BLOCK_BYTES, Flushes, Lease, LeaseMut, Moment, OpenOptions};
 use crate::transfer::{Need, Staged};
 use crate::types::{Epoch, Offset, PartitionId, Position, Timestamp};
 
@@ -201,6 +201,7 @@ impl Partition {
         ack: Option<Ack>,
         received: Moment,
     ) -> Result<Ticket, AppendError> {
+        self.check_promise(ack)?;
         turn.comes().await;
         self.make_room(&header).await?;
         let (mut batch, mut header) = (batch, header);
@@ -229,12 +230,23 @@ impl Partition {
         ack: Option<Ack>,
         received: Moment,
     ) -> Result<Ticket, AppendError> {
+        self.check_promise(ack)?;
         let turn = self.take_turn();
         turn.comes().await;
         self.make_room(&header).await?;
         let placed = self.0.log.borrow_mut().append_at(&header, self.0.common.ring.wall_clock());
         let placement = placed.map_err(|e| AppendError::Refused(e.to_string()))?;
         Ok(self.stage(batch, placement, ack, received))
+    }
+
+    /// A promise that is known not to hold is not made.
+    fn check_promise(&self, ack: Option<Ack>) -> Result<(), AppendError> {
+        match (ack, &self.0.common.node.flushes) {
+            (Some(Ack::Durable), Flushes::DoNotReach(why)) => {
+                Err(AppendError::Refused(format!("{self}: durable cannot be promised: {why}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Waits until a batch like this can be placed and staged at once; rolls if it has to.

@@ -21,7 +21,7 @@ use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
 use crate::log::LogPoint;
-use crate::sys::{ArenaUse, Ring, RingCounters};
+use crate::sys::{ArenaUse, Flushes, Ring, RingCounters};
 use crate::transfer::{Piece, SharedPiece, Staged, TransferCounters};
 use crate::types::{PartitionId, ShardId, TopicId};
 
@@ -314,6 +314,12 @@ impl Shard {
             ingress_in_place_bytes: common.transfers.ingress_in_place_bytes.get(),
             lanes: common.lanes.counters(),
         }
+    }
+
+    /// What a flush of the data directory is worth.
+    #[must_use]
+    pub fn flushes(&self) -> &Flushes {
+        self.0.common.node.flushes()
     }
 
     /// Whether batches really pass by the page cache, where the ingress strategy wants that.

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
+use super::acks::Ack;
 use super::board::Board;
 use super::config::TopicConfig;
 use super::errors::TopicError;
@@ -24,6 +25,7 @@ use super::wakers::Wakers;
 use crate::log::{
     EpochOwner, Log, PartitionMetadata, TopicEntry, TopicRegistry, TopicState, check_topic_name,
 };
+use crate::sys::Flushes;
 use crate::types::{Offset, ShardId, TopicId};
 
 /// The most partitions of one topic.
@@ -151,6 +153,9 @@ impl Shard {
         check_topic_name(name)?;
         if !(1..=PARTITIONS_MAX).contains(&partitions) {
             return Err(TopicError::Partitions(partitions, PARTITIONS_MAX));
+        }
+        if let (Ack::Durable, Flushes::DoNotReach(why)) = (config.ack, &self.0.common.node.flushes) {
+            return Err(TopicError::Config(format!("ringlog.ack=durable cannot be kept: {why}")));
         }
         let told: Arc<str> = name.into();
         let make = move |shard: Shard| async move { shard.make_topic(told, partitions, config).await };

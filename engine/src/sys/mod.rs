@@ -8,6 +8,7 @@
 mod arena;
 mod capabilities;
 mod clock;
+mod flushes;
 mod gather;
 mod mailbox;
 mod op;
@@ -24,6 +25,7 @@ mod uring;
 pub use arena::{Arena, ArenaUse, BLOCK_CLASSES, LEASE_BYTES_MAX, Lease, LeaseMut};
 pub use capabilities::Capabilities;
 pub use clock::Moment;
+pub use flushes::Flushes;
 pub use gather::{GATHER_MAX, Gather};
 pub use mailbox::Mailbox;
 pub use op::{DirEntry, DirLock, File, Listener, OpenOptions, SharedFile, Socket};

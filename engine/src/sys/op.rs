@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::arena::{Chunk, Lease, LeaseMut};
+use super::flushes::Flushes;
 use super::gather::Gather;
 use super::sim::{SimFile, SimListener, SimLock, SimSocket};
 use super::uring::OsHandle;
@@ -185,6 +186,10 @@ pub(crate) enum Job {
         to: u64,
     },
     Size,
+    /// Tells whether flushes of files in this directory reach the disk.
+    Flushes {
+        path: PathBuf,
+    },
     /// Brings `[from, to)` into the page cache.
     WarmCache {
         from: u64,
@@ -213,6 +218,7 @@ pub(crate) enum Reply {
     Entries(Vec<DirEntry>),
     Bytes(Vec<u8>),
     Size(u64),
+    Flushes(Flushes),
     Lock(DirLock),
     Chunk(Chunk),
 }
@@ -251,6 +257,18 @@ impl Listener {
         match &*self.0 {
             ListenerKind::Os { address, .. } => *address,
             ListenerKind::Sim(listener) => listener.address(),
+        }
+    }
+}
+
+impl Listener {
+    /// Takes no more connections, at once: the standing operation underneath would keep the address busy beyond the end
+    /// of this process.
+    pub fn stop(&self) {
+        match &*self.0 {
+            ListenerKind::Os { handle, .. } => handle.shutdown(),
+            // It stops when it is dropped.
+            ListenerKind::Sim(_) => {}
         }
     }
 }

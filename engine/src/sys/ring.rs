@@ -16,9 +16,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::arena::{Arena, Lease, LeaseMut};
+use super::arena::{Arena, Chunk, Lease, LeaseMut};
 use super::capabilities::Capabilities;
 use super::clock::Moment;
+use super::flushes::Flushes;
 use super::gather::Gather;
 use super::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, OpenOptions, Reply, Request, SharedFile,
@@ -34,6 +35,9 @@ use crate::types::Timestamp;
 pub const OPS_IN_FLIGHT_MAX: usize = 8192;
 /// How long a lease waits for memory within the budget before it gives up.
 const LEASE_PATIENCE: Duration = Duration::from_secs(2);
+/// How often, and after what time, memory is offered for registration again when the memlock limit is in the way.
+const REGISTER_RETRIES: usize = 3;
+const REGISTER_PATIENCE: Duration = Duration::from_millis(20);
 const LEASE_RETRY: Duration = Duration::from_millis(1);
 
 /// One thread's way to the world. Clones share it.
@@ -47,6 +51,8 @@ struct Inner {
     executor: Executor,
     arena: Arena,
     growing: Cell<bool>,
+    /// The kernel will not register any more memory.
+    unregistered: Cell<bool>,
     pipes: Pipes,
 }
 
@@ -150,6 +156,7 @@ impl Ring {
             executor: Executor::new(bell),
             arena: Arena::new(arena_bytes_max),
             growing: Cell::new(false),
+            unregistered: Cell::new(false),
             pipes: Pipes::default(),
         }))
     }
@@ -263,12 +270,29 @@ impl Ring {
         let reply = self.help(Job::MapChunk { bytes }, None).await;
         self.0.growing.set(false);
         let Reply::Chunk(chunk) = reply? else { unreachable!("mapping a chunk replies with it") };
-        let fixed = match &mut *self.0.driver.borrow_mut() {
-            Driver::Uring(uring) => uring.register_chunk(&chunk),
-            Driver::Sim(_) => None,
-        };
+        let mut fixed = self.register(&chunk);
+        // The limit is charged per user and given back late by rings that are gone: worth a moment's patience.
+        for _ in 0..REGISTER_RETRIES {
+            if !matches!(&fixed, Err(error) if error.kind() == io::ErrorKind::OutOfMemory) {
+                break;
+            }
+            self.sleep(REGISTER_PATIENCE).await;
+            fixed = self.register(&chunk);
+        }
+        let fixed = fixed.unwrap_or_else(|_| {
+            self.0.unregistered.set(true);
+            None
+        });
         self.0.arena.adopt(chunk, bytes, fixed);
         Ok(())
+    }
+
+    fn register(&self, chunk: &Chunk) -> io::Result<Option<u16>> {
+        match &mut *self.0.driver.borrow_mut() {
+            // Refused once for good, asking again would only cost time.
+            Driver::Uring(uring) if !self.0.unregistered.get() => uring.register_chunk(chunk),
+            Driver::Uring(_) | Driver::Sim(_) => Ok(None),
+        }
     }
 
     // ---- sockets -----------------------------------------------------------------------------------------------
@@ -616,6 +640,17 @@ impl Ring {
         match self.help(Job::Size, Some(file.clone())).await? {
             Reply::Size(bytes) => Ok(bytes),
             _ => unreachable!("asking for a size replies with it"),
+        }
+    }
+
+    /// Whether flushes of files in the directory `path` reach the disk, on a helper.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn flushes(&self, path: &Path) -> io::Result<Flushes> {
+        match self.help(Job::Flushes { path: path.to_owned() }, None).await? {
+            Reply::Flushes(flushes) => Ok(flushes),
+            _ => unreachable!("asking about flushes replies with what is known"),
         }
     }
 

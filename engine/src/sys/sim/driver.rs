@@ -15,6 +15,7 @@ use super::world::{Address, Due, Outcome, State, World};
 use crate::sys::BLOCK_BYTES;
 use crate::sys::arena::{Arena, Chunk, Lease};
 use crate::sys::clock::Moment;
+use crate::sys::flushes::Flushes;
 use crate::sys::gather::Gather;
 use crate::sys::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, LockKind, OpenOptions, Reply, Request,
@@ -447,6 +448,10 @@ impl State {
                 }
                 Reply::None
             }
+            Job::Flushes { .. } => Reply::Flushes(match self.faults.flushes_are_lost {
+                false => Flushes::Reach,
+                true => Flushes::DoNotReach("this world was told to lose them".to_owned()),
+            }),
             Job::Lock { path } => self.lock(&path)?,
             Job::MapChunk { bytes } => Reply::Chunk(Chunk::map(bytes)?),
             Job::Close(fd) => {

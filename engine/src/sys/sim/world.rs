@@ -264,6 +264,7 @@ pub(super) struct FaultPlan {
     pub short_writes: f64,
     pub ignore_syncs: bool,
     pub disk_full: bool,
+    pub flushes_are_lost: bool,
     pub reuse_memory_in_flight: bool,
 }
 
@@ -322,6 +323,11 @@ impl Faults {
     /// No file grows any more: preparing room, making files and replacing them fail for want of space.
     pub fn fill_disk(&self, full: bool) {
         self.plan(|plan| plan.disk_full = full);
+    }
+
+    /// The file system is known to lose what it says it has flushed.
+    pub fn lose_flushes(&self, lose: bool) {
+        self.plan(|plan| plan.flushes_are_lost = lose);
     }
 
     /// Syncs of files succeed and do nothing.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use io_uring::IoUring;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage, sockopt};
@@ -16,6 +17,9 @@ use crate::sys::op::Job;
 /// Files and sockets that one ring registers at most; more are used by descriptor.
 const FIXED_FILES_MAX: u32 = 8192;
 const LISTEN_BACKLOG: i32 = 1024;
+/// How long an address that is in use is asked for again.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(2);
+const ADDRESS_RETRY: Duration = Duration::from_millis(50);
 
 /// A descriptor, with its place in the ring's table of registered files if it has one.
 pub struct OsHandle {
@@ -201,7 +205,17 @@ impl AddressClaim {
     /// # Errors
     /// What the kernel said, with the address.
     pub fn new(address: SocketAddr) -> io::Result<AddressClaim> {
-        let (fd, address) = bound_socket(address, false)?;
+        // A process that was killed a moment ago may still be giving the address back: its ring ends after it.
+        let mut patience = ADDRESS_PATIENCE;
+        let (fd, address) = loop {
+            match bound_socket(address, false) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && !patience.is_zero() => {
+                    std::thread::sleep(ADDRESS_RETRY);
+                    patience = patience.saturating_sub(ADDRESS_RETRY);
+                }
+                bound => break bound?,
+            }
+        };
         let opened = socket::setsockopt(&fd, sockopt::ReusePort, &true);
         opened.map_err(|errno| cannot_listen(address, errno))?;
         Ok(AddressClaim { _fd: fd, address })

@@ -18,6 +18,7 @@ use crossbeam::queue::SegQueue;
 
 use super::ring_bell;
 use crate::sys::arena::Chunk;
+use crate::sys::flushes::{Flushes, flushes_of};
 use crate::sys::op::{DirEntry, DirLock, Job, LockKind, OpenOptions, Reply, Token};
 
 /// Jobs that may wait for a helper.
@@ -39,6 +40,7 @@ enum SendReply {
     Entries(Vec<DirEntry>),
     Bytes(Vec<u8>),
     Size(u64),
+    Flushes(Flushes),
     Lock(OwnedFd),
     Chunk(Chunk),
 }
@@ -109,6 +111,7 @@ impl HelperPool {
             SendReply::Entries(entries) => Reply::Entries(entries),
             SendReply::Bytes(bytes) => Reply::Bytes(bytes),
             SendReply::Size(bytes) => Reply::Size(bytes),
+            SendReply::Flushes(flushes) => Reply::Flushes(flushes),
             SendReply::Lock(fd) => Reply::Lock(DirLock(LockKind::Os { _fd: fd })),
             SendReply::Chunk(chunk) => Reply::Chunk(chunk),
         };
@@ -171,6 +174,7 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
         }
         Job::Size => Ok(SendReply::Size(nix::sys::stat::fstat(file()?)?.st_size as u64)),
         Job::WarmCache { from, to } => warm_cache(file()?, from, to).map(done),
+        Job::Flushes { path } => flushes_of(&path).map(SendReply::Flushes),
         Job::Lock { path } => lock(&path).map(SendReply::Lock),
         Job::MapChunk { bytes } => Chunk::map(bytes).map(SendReply::Chunk),
         Job::Close(fd) => {

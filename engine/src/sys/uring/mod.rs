@@ -197,9 +197,10 @@ impl Uring {
         Ok(self.adopt_socket(stream.into()))
     }
 
-    pub(crate) fn register_chunk(&mut self, chunk: &Chunk) -> Option<u16> {
+    /// The index of the chunk among the registered buffers; `None` when the table is full.
+    pub(crate) fn register_chunk(&mut self, chunk: &Chunk) -> io::Result<Option<u16>> {
         if self.fixed_buffers == FIXED_BUFFERS {
-            return None;
+            return Ok(None);
         }
         let index = self.fixed_buffers;
         self.counters.system_calls += 1;
@@ -207,9 +208,9 @@ impl Uring {
         // leases are gone; `Uring` is dropped before its arena (see `Ring`), which unregisters all buffers.
         let registered =
             unsafe { self.ring.submitter().register_buffers_update(index, &[chunk.as_iovec()], None) };
-        registered.ok().map(|_| {
+        registered.map(|_| {
             self.fixed_buffers += 1;
-            index as u16
+            Some(index as u16)
         })
     }
 
