@@ -26,7 +26,7 @@ use crate::progress::Progress;
 use crate::record::{DeclaredCopies, FORMAT, RunRecord, write_whole};
 use crate::report;
 use crate::schedule::Plan;
-use crate::spec::{Limits, RunSpec};
+use crate::spec::{Limits, Pair, RunSpec};
 use crate::summary::summary;
 use crate::tables::is_clean;
 use crate::target::{BATCH_BYTES_MAX, Target};
@@ -53,7 +53,10 @@ struct DataDirectory(PathBuf);
 /// # Errors
 /// A refused flag, a server that did not come up or died, a broken connection, files that cannot be written.
 pub fn compare(told: Compare) -> Result<bool> {
-    let Compare { spec, target } = told;
+    let Compare { mut spec, target } = told;
+    if spec.full {
+        spec.rows = every_pair();
+    }
     let ingress: Vec<&str> = Ingress::ALL.iter().map(|ingress| ingress.name()).collect();
     // A strategy that discards can be no row: its consumers would wait for ever.
     let delivering = Egress::ALL.iter().filter(|egress| egress.delivers());
@@ -90,6 +93,16 @@ pub fn compare(told: Compare) -> Result<bool> {
             }
         });
     }
+
+    // The first row a second time, on a server of its own.
+    let first = &spec.rows[0];
+    targets.push(match wire_address(&target)? {
+        Some(address) => Target::Wire(address),
+        None => {
+            let data_dir = data.0.join(format!("{first}-again"));
+            Target::start_child(first, &spec.ack.to_string(), server_core, &data_dir, &out)?
+        }
+    });
 
     let mut record = RunRecord {
         format: FORMAT,
@@ -135,7 +148,7 @@ fn run_cells(
     let spec = Rc::new(record.spec.clone());
     for cell in record.plan.cells.clone() {
         let row = spec.rows.iter().position(|row| *row == cell.row).context("a cell of no row")?;
-        let target = &mut targets[row];
+        let target = &mut targets[if cell.again { spec.rows.len() } else { row }];
         let start_seconds = begun.elapsed().as_secs_f64();
         let run = CellRun {
             ring: ring.clone(),
@@ -161,6 +174,20 @@ fn run_cells(
         record.save(out)?;
     }
     Ok(())
+}
+
+/// Every way in with every way out. Without a tail cache nothing goes out of one.
+fn every_pair() -> Vec<Pair> {
+    let pair = |ingress: &Ingress, egress: &Egress| Pair {
+        ingress: ingress.name().to_owned(),
+        egress: egress.name().to_owned(),
+    };
+    let makes_sense = |ingress: &Ingress, egress: &Egress| {
+        egress.delivers() && (ingress.is_direct() || egress.carries().file)
+    };
+    let ways_in = Ingress::ALL.iter();
+    let pairs = ways_in.flat_map(|ingress| Egress::ALL.iter().map(move |egress| (ingress, egress)));
+    pairs.filter(|(ingress, egress)| makes_sense(ingress, egress)).map(|(i, e)| pair(i, e)).collect()
 }
 
 /// What a strategy did not carry itself is said: a row must not be praised for another's work.

@@ -26,10 +26,12 @@ pub mod recorder;
 pub mod residency;
 
 // What is kept and shown.
+pub mod comparison;
 pub mod plot;
 pub mod progress;
 pub mod record;
 pub mod report;
+pub mod statistics;
 pub mod summary;
 pub mod tables;
 

@@ -236,7 +236,11 @@ pub(crate) mod tests {
 
     /// A whole default run with made-up numbers: the row decides speed, the block adds to it.
     pub(crate) fn canned() -> RunRecord {
-        let spec = spec("--seed 42 --blocks 3 --seconds 1");
+        canned_of("--seed 42 --blocks 3 --seconds 1")
+    }
+
+    pub(crate) fn canned_of(flags: &str) -> RunRecord {
+        let spec = spec(flags);
         let plan = Plan::new(&spec, 0);
         let cells = plan.cells.iter().map(|cell| canned_cell(&spec, cell)).collect();
         let copies = |number: f64, note: &str| DeclaredCopies {

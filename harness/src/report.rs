@@ -204,7 +204,7 @@ mod tests {
             "ringlog-harness compare --seed 42",
             "seed 42",
             "prefers-color-scheme: dark",
-            "6000 requests",
+            "4000 requests",
             "2026-11-25 05:03:18",
         ] {
             assert!(page.contains(text), "`{text}` is missing");
@@ -233,7 +233,7 @@ mod tests {
         record.environment.debug_build = true;
         let page = render(&record).unwrap();
         assert!(page.contains("WRONG") && page.contains("7 lost"));
-        assert!(page.contains("did not finish: 54 of 54") && page.contains("Debug assertions"));
+        assert!(page.contains("did not finish: 60 of 60") && page.contains("Debug assertions"));
     }
 
     #[test]

@@ -62,11 +62,15 @@ pub struct RunSpec {
     /// Measured seconds of each tail cell [default: what makes the whole run take about 90 s]
     #[arg(long)]
     pub seconds: Option<f64>,
-    /// Blocks: each runs every cell once, in an order of its own [default: 3, fewer when there are many cells]
+    /// Every pair of strategies that makes sense, cells of 3 s, 8 blocks: half an hour and more
+    #[arg(long)]
+    #[serde(default)]
+    pub full: bool,
+    /// Blocks: each runs every cell once, in an order of its own [default: 8, fewer when there are many cells]
     #[arg(long)]
     pub blocks: Option<u32>,
     /// Bytes written before each catch-up cell, and read in it from disk
-    #[arg(long, value_parser = parse_bytes, default_value = "512MB")]
+    #[arg(long, value_parser = parse_bytes, default_value = "256MB")]
     pub catch_up_bytes: usize,
     /// Lines of this file are the records' values, their identity goes into record headers
     #[arg(long)]

@@ -30,6 +30,11 @@ pub fn summary(record: &RunRecord) -> String {
                 row.cpu.parts.join(", "),
             );
         }
+        let _ =
+            writeln!(text, "  against {}, paired over {} blocks, 95 %:", section.base, record.plan.blocks);
+        for line in &section.differences {
+            let _ = writeln!(text, "    {:<34} MB/s {:<44} CPU/GB {}", line.name, line.throughput, line.cpu);
+        }
         for row in &section.rows {
             if let Some(latency) = &row.latency {
                 let LatencyLine { p50, p99, p999, max, requests, late } = latency;
@@ -70,7 +75,7 @@ mod tests {
             "in 2, out 0",
             "produce at 40 MB/s: p50 200 us",
             "0 % to 50.0 %",
-            "verified: 37080000 records",
+            "verified: 42960000 records",
         ] {
             assert!(text.contains(words), "`{words}` is missing in:\n{text}");
         }

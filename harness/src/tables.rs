@@ -4,6 +4,7 @@
 //! three blocks an interval would be a boast; latencies come from histograms merged over blocks, with the number of
 //! requests they rest on.
 
+use crate::comparison::{Comparisons, Measure, in_words};
 use crate::cpu::ThreadKind;
 use crate::plot::row_colour;
 use crate::record::{CellRecord, RunRecord};
@@ -37,6 +38,22 @@ pub struct Section {
     pub tail: bool,
     /// Rows as the user named them.
     pub rows: Vec<RowLine>,
+    /// The first row's name, and what the others are against it, in words.
+    pub base: String,
+    /// Each of the other rows, the first one again last.
+    pub differences: Vec<DifferenceLine>,
+}
+
+/// A row against the first one, ready to print.
+pub struct DifferenceLine {
+    /// ingress+egress; of the repeat, what it is.
+    pub name: String,
+    /// Whether it is the repeat: the noise.
+    pub again: bool,
+    /// MB/s, in words.
+    pub throughput: String,
+    /// CPU of both cores for each GB, in words.
+    pub cpu: String,
 }
 
 /// One row of a section, ready to print.
@@ -152,7 +169,11 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
     let of_row = |row: &Pair, kind: CellKind| -> Vec<&CellRecord> {
         let fits = |cell: &&CellRecord| {
             let cell = &cell.cell;
-            cell.row == *row && cell.load == load && cell.batch_bytes == batch_bytes && cell.kind == kind
+            cell.row == *row
+                && !cell.again
+                && cell.load == load
+                && cell.batch_bytes == batch_bytes
+                && cell.kind == kind
         };
         record.cells.iter().filter(fits).collect()
     };
@@ -198,7 +219,21 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
             counted(spec.consumers, "consumer"),
         ),
     };
+    let compared = Comparisons::of(record, load, batch_bytes);
+    let differences = compared.iter().flat_map(|compared| {
+        compared.rows.iter().map(|row| {
+            let words = |measure| in_words(row.of(measure), compared.verdict(row, measure));
+            DifferenceLine {
+                name: if row.again { format!("{} again (the noise)", row.row) } else { row.row.clone() },
+                again: row.again,
+                throughput: words(Measure::Throughput),
+                cpu: words(Measure::Cpu),
+            }
+        })
+    });
     Section {
+        base: compared.as_ref().map_or_else(String::new, |compared| compared.base.clone()),
+        differences: differences.collect(),
         title: format!("{load}, batches up to {}", binary_bytes(batch_bytes as u64)),
         explanation,
         tail: load == Load::Tail,

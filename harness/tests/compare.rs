@@ -24,7 +24,7 @@ fn a_small_run_verifies_every_record_and_keeps_what_it_measured() {
     let said = text(&ran);
     let record = RunRecord::load(out.path()).unwrap_or_else(|error| panic!("{error:#}\n{said}"));
     assert!(record.complete, "{said}");
-    assert_eq!(record.cells.len(), 9, "3 rows x (tail, catch-up, latency)");
+    assert_eq!(record.cells.len(), 11, "3 rows x (tail, catch-up, latency), and the first again");
     for cell in &record.cells {
         assert!(cell.findings.are_clean() && cell.findings.records > 0, "{}: {:?}", cell.cell, cell.findings);
         assert!(cell.payload_bytes() > 0 && cell.errors.is_empty(), "{}: {:?}", cell.cell, cell.errors);
