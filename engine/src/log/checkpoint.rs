@@ -355,6 +355,9 @@ impl TopicRegistry {
             let mut config = Vec::new();
             while let Some(word) = line.fields.next() {
                 let (key, value) = word.split_once('=').ok_or_else(|| line.error("key=value is wanted"))?;
+                if key.is_empty() || !word.bytes().all(|byte| byte.is_ascii_graphic()) {
+                    return Err(line.error("keys and values are visible ASCII"));
+                }
                 config.push((key.to_owned(), value.to_owned()));
             }
             if !seen.insert(id) {
@@ -460,6 +463,8 @@ mod tests {
             ("live", "dead"),
             ("orders", "or/ders"),
             ("empty=", "empty"),
+            ("empty=", "=x"),
+            ("empty=", "em\0pty="),
             ("Bwc", "Bw"),
         ] {
             assert!(TopicRegistry::parse(&text.replace(from, to)).is_err(), "{to}");

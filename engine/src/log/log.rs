@@ -737,7 +737,10 @@ impl Log {
     /// How far a read from `from` may go: to the visible end, the end of the segment, or the next fence.
     fn readable_end(&self, segment: &Segment, from: Position, end: LogPoint) -> Position {
         let visible = if segment.base == end.segment { end.position.min(segment.end) } else { segment.end };
-        let fence = self.fences_of(segment.base).iter().find(|range| range.from_position >= from);
+        // Where durable data is missing there are offsets and no bytes: a fence of no length. Who begins at its place
+        // begins behind it.
+        let ahead = |range: &&FencedRange| range.from_position >= from && range.to_position > from;
+        let fence = self.fences_of(segment.base).iter().find(ahead);
         fence.map_or(visible, |range| visible.min(range.from_position))
     }
 }
