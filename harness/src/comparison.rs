@@ -71,6 +71,12 @@ impl Comparisons {
         Some(Comparisons { base: base.to_string(), rows })
     }
 
+    /// Whether anything could be compared.
+    #[must_use]
+    pub fn has_ratios(&self) -> bool {
+        self.rows.iter().any(|row| row.throughput.is_some() || row.cpu.is_some())
+    }
+
     /// The noise: the first row against itself.
     #[must_use]
     pub fn noise(&self, measure: Measure) -> Option<&Ratio> {

@@ -27,6 +27,7 @@ pub mod residency;
 
 // What is kept and shown.
 pub mod comparison;
+pub mod intervals;
 pub mod plot;
 pub mod progress;
 pub mod record;

@@ -210,7 +210,7 @@ mod tests {
             assert!(page.contains(text), "`{text}` is missing");
         }
         assert!(!page.contains("WRONG"));
-        assert_eq!(page.matches("<svg").count(), 2, "one plot for each batch size");
+        assert_eq!(page.matches("<svg").count(), 2 + 8, "a plot for each batch size, two charts a section");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use crate::comparison::{Comparisons, Measure, in_words};
 use crate::cpu::ThreadKind;
+use crate::intervals::chart;
 use crate::plot::row_colour;
 use crate::record::{CellRecord, RunRecord};
 use crate::recorder::Recorder;
@@ -42,6 +43,8 @@ pub struct Section {
     pub base: String,
     /// Each of the other rows, the first one again last.
     pub differences: Vec<DifferenceLine>,
+    /// The same as pictures: throughput, and what it cost.
+    pub charts: Vec<String>,
 }
 
 /// A row against the first one, ready to print.
@@ -234,11 +237,19 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
     Section {
         base: compared.as_ref().map_or_else(String::new, |compared| compared.base.clone()),
         differences: differences.collect(),
+        charts: compared.iter().filter(|compared| compared.has_ratios()).flat_map(charts).collect(),
         title: format!("{load}, batches up to {}", binary_bytes(batch_bytes as u64)),
         explanation,
         tail: load == Load::Tail,
         rows: rows.collect(),
     }
+}
+
+fn charts(compared: &Comparisons) -> [String; 2] {
+    [
+        chart(compared, Measure::Throughput, "MB/s"),
+        chart(compared, Measure::Cpu, "CPU of both cores for each GB"),
+    ]
 }
 
 fn latency_line(cells: &[&CellRecord]) -> Option<LatencyLine> {
