@@ -2,21 +2,22 @@
 //!
 //! ```text
 //! tail:      topic | warm-up | measured ............ | answers | consumers reach the end | reconcile
+//! produce:   topic | warm-up | measured ............ | answers | consumers read it all   | reconcile
 //! catch-up:  topic | fill | to disk, out of the cache | measured: consumers reach the end | reconcile
 //! ```
+//!
+//! A floor has no topics, keeps nothing of what is produced to it, and catches up on files made beforehand.
 //!
 //! All of it runs as tasks of one ring on one thread. The first connection that fails ends the cell.
 
 use std::cell::{Cell as Slot, RefCell};
 use std::collections::BTreeMap;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
@@ -26,6 +27,7 @@ use crate::arrivals::{Lateness, OpenLoop};
 use crate::client::Connection;
 use crate::consumers::{Consumer, ConsumerTerms};
 use crate::cpu::{MachineSample, ProcessSample};
+use crate::floor::stored::{MADE_TOPIC, Made};
 use crate::keys::Keys;
 use crate::payload::Payload;
 use crate::producers::{Produced, ProducerTerms, produce};
@@ -36,7 +38,7 @@ use crate::schedule::{Cell, WARM_UP_SECONDS};
 use crate::spec::{Load, RunSpec};
 use crate::units::Pace;
 use crate::verify::Sent;
-use crate::waiting::{Signal, Started, start, unless, within};
+use crate::waiting::{Signal, Started, both, start, unless, within};
 
 /// How often the running load is looked at.
 const STEP: Duration = Duration::from_millis(100);
@@ -65,6 +67,8 @@ pub struct CellRun {
     pub server: Option<i32>,
     /// Where its log lies, where that is known.
     pub data_dir: Option<PathBuf>,
+    /// What there is to catch up on without filling: a floor's files.
+    pub made: Option<Rc<Made>>,
     /// Where progress is shown.
     pub progress: Rc<RefCell<Progress<io::Stderr>>>,
 }
@@ -102,7 +106,7 @@ impl CellRun {
         ring.run(async move {
             let work = async {
                 match self.cell.load {
-                    Load::Tail => self.tail(&failure).await,
+                    Load::Tail | Load::Produce => self.produce(&failure).await,
                     Load::CatchUp => self.catch_up(&failure).await,
                 }
             };
@@ -116,14 +120,16 @@ impl CellRun {
     /// The topic of this cell.
     #[must_use]
     pub fn topic(&self) -> String {
-        topic_of(&self.cell)
+        if self.made.is_some() { MADE_TOPIC.to_owned() } else { topic_of(&self.cell) }
     }
 
-    async fn tail(&self, failure: &Failure) -> Result<CellRecord> {
+    /// Producers, with consumers at the tail or after the measured time.
+    async fn produce(&self, failure: &Failure) -> Result<CellRecord> {
         self.create_topic().await?;
         let begin_ns = self.ring.now().0 + (WARM_UP_SECONDS * 1e9) as u64;
         let measured = begin_ns..begin_ns + (self.seconds * 1e9) as u64;
-        let readers = self.start_readers(measured.clone(), failure);
+        let at_tail = self.cell.load == Load::Tail;
+        let tail_readers = at_tail.then(|| self.start_readers(measured.clone(), failure));
         let (terms, producing) = self.start_producers(measured.clone(), measured.end, None, failure);
 
         self.ring.sleep_until(Moment(measured.start)).await;
@@ -141,13 +147,27 @@ impl CellRun {
             .await
             .with_context(|| format!("answers to producers were missing after {DRAIN_PATIENCE:?}"))?;
         self.note_produced(&mut record, &produced);
-        self.finish_reading(&readers, &end_offsets(&produced), DRAIN_PATIENCE, &mut record).await;
+        let (readers, patience) = match tail_readers {
+            Some(readers) => (readers, DRAIN_PATIENCE),
+            // Nothing can be read back from a floor: it has no log.
+            None if self.cell.row.is_floor() => return Ok(record),
+            None => (self.start_readers(0..0, failure), WHOLE_LOG_PATIENCE),
+        };
+        self.finish_reading(&readers, &end_offsets(&produced), patience, &mut record).await;
         readers.close(&produced, &mut record);
         Ok(record)
     }
 
     async fn catch_up(&self, failure: &Failure) -> Result<CellRecord> {
+        if let Some(made) = &self.made {
+            return self.read_all(&made.produced, made.bytes, failure).await;
+        }
         self.create_topic().await?;
+        let (produced, log_bytes) = self.fill(failure).await?;
+        self.read_all(&produced, log_bytes, failure).await
+    }
+
+    async fn fill(&self, failure: &Failure) -> Result<(Vec<Produced>, u64)> {
         let budget = Some(self.spec.catch_up_bytes as u64);
         let (terms, producing) = self.start_producers(0..0, u64::MAX, budget, failure);
         let done = Slot::new(false);
@@ -158,18 +178,21 @@ impl CellRun {
         };
         let watching = self.watch("filling", || terms.acknowledged.get(), || done.get());
         let (produced, _) = both(filling, watching).await;
-        let produced = produced?;
+        Ok((produced?, terms.acknowledged.get()))
+    }
+
+    /// From disk, by consumers that begin at the beginning.
+    async fn read_all(&self, produced: &[Produced], log_bytes: u64, failure: &Failure) -> Result<CellRecord> {
         let mut record = CellRecord::empty(self.cell.clone());
         for (error, count) in produced.iter().flat_map(|produced| &produced.errors) {
             *record.errors.entry(error.clone()).or_default() += count;
         }
-        let log_bytes = terms.acknowledged.get();
         let cached = self.drop_from_cache(log_bytes)?;
 
         let before = self.sample()?;
         let readers = self.start_readers(before.at_ns..u64::MAX, failure);
         record.bytes_by_step =
-            self.finish_reading(&readers, &end_offsets(&produced), WHOLE_LOG_PATIENCE, &mut record).await;
+            self.finish_reading(&readers, &end_offsets(produced), WHOLE_LOG_PATIENCE, &mut record).await;
         record.sample_seconds = STEP.as_secs_f64();
         let after = self.sample()?;
         self.note_use(&mut record, &before, &after);
@@ -178,11 +201,14 @@ impl CellRun {
             (Some(before), Some(after)) => Some(ResidencyPair { before, after }),
             _ => None,
         };
-        readers.close(&produced, &mut record);
+        readers.close(produced, &mut record);
         Ok(record)
     }
 
     async fn create_topic(&self) -> Result<()> {
+        if self.cell.row.is_floor() {
+            return Ok(());
+        }
         let connection = Connection::open(&self.ring, self.address).await?;
         connection.create_topic(&self.topic(), self.spec.partitions).await
     }
@@ -199,11 +225,11 @@ impl CellRun {
             stop: Signal::default(),
         });
         let spec = &self.spec;
+        let run = self.made.as_ref().map_or(self.cell.index, |made| made.run);
         let partitions =
             (0..spec.partitions).flat_map(|partition| (0..spec.consumers).map(move |_| partition));
-        let consumers: Vec<Rc<Consumer>> = partitions
-            .map(|partition| Rc::new(Consumer::new(partition, self.cell.index, spec.producers)))
-            .collect();
+        let consumers: Vec<Rc<Consumer>> =
+            partitions.map(|partition| Rc::new(Consumer::new(partition, run, spec.producers))).collect();
         for consumer in &consumers {
             let consuming = consumer.clone().consume(self.ring.clone(), terms.clone());
             let partition = consumer.partition();
@@ -448,30 +474,4 @@ fn end_offsets(produced: &[Produced]) -> BTreeMap<u32, i64> {
         }
     }
     ends
-}
-
-/// Both results, once both are there.
-async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    let (mut one, mut two) = (None, None);
-    poll_fn(|context| {
-        if one.is_none()
-            && let Poll::Ready(value) = first.as_mut().poll(context)
-        {
-            one = Some(value);
-        }
-        if two.is_none()
-            && let Poll::Ready(value) = second.as_mut().poll(context)
-        {
-            two = Some(value);
-        }
-        match (one.take(), two.take()) {
-            (Some(first), Some(second)) => Poll::Ready((first, second)),
-            (first, second) => {
-                (one, two) = (first, second);
-                Poll::Pending
-            }
-        }
-    })
-    .await
 }

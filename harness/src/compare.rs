@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -21,12 +22,14 @@ use serde_json::Value;
 
 use crate::cell::{CellRun, topic_of};
 use crate::environment::{Environment, allowed_cores};
+use crate::floor::stored::{Made, make};
+use crate::floor::validity::Validity;
 use crate::payload::Payload;
 use crate::progress::Progress;
 use crate::record::{DeclaredCopies, FORMAT, RunRecord, write_whole};
 use crate::report;
-use crate::schedule::Plan;
-use crate::spec::{Limits, Pair, RunSpec};
+use crate::schedule::{Cell, Plan};
+use crate::spec::{FLOOR, Limits, Load, Pair, RunSpec};
 use crate::summary::summary;
 use crate::tables::is_clean;
 use crate::target::{BATCH_BYTES_MAX, Target};
@@ -65,16 +68,21 @@ pub fn compare(told: Compare) -> Result<bool> {
     spec.validate(&limits)?;
     let (server_core, client_core) = spec.cores(&allowed_cores())?;
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
-    let plan = Plan::new(&spec, since_1970.as_nanos() as u64);
+    let wire = wire_address(&target)?;
+    let out = spec.out_directory(since_1970.as_secs());
+    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+    let data = DataDirectory::create(&spec, &out)?;
+    let floor_validity = match wire {
+        None => floor_of(&data.0, (server_core, client_core)),
+        Some(_) => None,
+    };
+    let plan = Plan::new(&spec, since_1970.as_nanos() as u64, floor_validity.is_some());
     let batch_bytes_min = spec.batch_bytes.iter().copied().min().unwrap_or_default();
     let payload = Rc::new(match &spec.payload {
         Some(path) => Payload::lines(path, batch_bytes_min)?,
         None => Payload::seeded(spec.record_bytes, plan.seed),
     });
 
-    let out = spec.out_directory(since_1970.as_secs());
-    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
-    let data = DataDirectory::create(&spec, &out)?;
     println!("{plan}");
     println!(
         "server on core {server_core}, load on core {client_core}; record and page go to {}",
@@ -85,7 +93,7 @@ pub fn compare(told: Compare) -> Result<bool> {
     }
     let mut targets = Vec::new();
     for row in &spec.rows {
-        targets.push(match wire_address(&target)? {
+        targets.push(match wire {
             Some(address) => Target::Wire(address),
             None => {
                 let data_dir = data.0.join(row.to_string());
@@ -96,7 +104,7 @@ pub fn compare(told: Compare) -> Result<bool> {
 
     // The first row a second time, on a server of its own.
     let first = &spec.rows[0];
-    targets.push(match wire_address(&target)? {
+    targets.push(match wire {
         Some(address) => Target::Wire(address),
         None => {
             let data_dir = data.0.join(format!("{first}-again"));
@@ -109,6 +117,7 @@ pub fn compare(told: Compare) -> Result<bool> {
         environment: Environment::capture(&data.0),
         server_core,
         client_core,
+        floor_validity,
         declared: declared(),
         cells: Vec::new(),
         complete: false,
@@ -118,7 +127,8 @@ pub fn compare(told: Compare) -> Result<bool> {
     // After the servers have started: they would inherit the core.
     pin_to(client_core)?;
     let ring = Ring::of_kernel(&UringOptions::default(), ARENA_BYTES_MAX)?;
-    let ran = run_cells(&ring, &payload, &mut targets, &mut record, &out);
+    let floors = Floors::make(&record, &payload, &data.0)?;
+    let ran = run_cells(&ring, &payload, &mut targets, &floors, &mut record, &out);
     if let Err(error) = ran {
         ring.shut_down();
         let words: Vec<String> = targets.iter().filter_map(Target::last_words).collect();
@@ -140,6 +150,7 @@ fn run_cells(
     ring: &Ring,
     payload: &Rc<Payload>,
     targets: &mut [Target],
+    floors: &Floors,
     record: &mut RunRecord,
     out: &Path,
 ) -> Result<()> {
@@ -147,8 +158,14 @@ fn run_cells(
     let progress = Rc::new(RefCell::new(Progress::to_stderr(&record.plan)));
     let spec = Rc::new(record.spec.clone());
     for cell in record.plan.cells.clone() {
-        let row = spec.rows.iter().position(|row| *row == cell.row).context("a cell of no row")?;
-        let target = &mut targets[if cell.again { spec.rows.len() } else { row }];
+        let mut floor = None;
+        let target = match spec.rows.iter().position(|row| *row == cell.row) {
+            _ if cell.row.is_floor() => floor.insert(floors.start(&cell, record, out)?),
+            Some(row) => &mut targets[if cell.again { spec.rows.len() } else { row }],
+            None => bail!("cell {cell} is of no row"),
+        };
+        let made = floors.made.get(&cell.batch_bytes).filter(|_| cell.row.is_floor());
+        let made = made.filter(|_| cell.load == Load::CatchUp).cloned();
         let start_seconds = begun.elapsed().as_secs_f64();
         let run = CellRun {
             ring: ring.clone(),
@@ -159,21 +176,76 @@ fn run_cells(
             cell: cell.clone(),
             address: target.address(),
             server: target.process_id(),
-            data_dir: target.data_dir().map(Path::to_owned),
+            data_dir: match &made {
+                Some(made) => Some(made.directory.clone()),
+                None => target.data_dir().map(Path::to_owned),
+            },
+            made,
             progress: progress.clone(),
         };
         let before = target.counters()?;
         let mut measured = run.run().with_context(|| format!("cell {cell}"))?;
         measured.start_seconds = start_seconds;
         measured.server_counters = target.counters()?;
-        measured.notes.extend(fallback(&before, &measured.server_counters, &cell.row.egress));
+        // Of producers alone nothing went out while it was measured.
+        if cell.load != Load::Produce {
+            measured.notes.extend(fallback(&before, &measured.server_counters, &cell.row.egress));
+        }
         target.delete_topic(&topic_of(&cell))?;
+        if let Some(mut floor) = floor {
+            floor.stop()?;
+            floors.clear()?;
+        }
         record.save_hlog(out, &measured)?;
         progress.borrow_mut().finish_cell(&measured);
         record.cells.push(measured);
         record.save(out)?;
     }
     Ok(())
+}
+
+/// Whether there is a floor on this file system, and how far it can be believed. One that cannot be had is no reason to
+/// compare nothing.
+fn floor_of(data: &Path, cores: (usize, usize)) -> Option<Validity> {
+    let measured = Validity::measure(&data.join(FLOOR), cores);
+    match &measured {
+        Ok(validity) => println!("floor: {validity}"),
+        Err(error) => println!("no floor to hold rows against: {error:#}"),
+    }
+    measured.ok()
+}
+
+/// What the floors of a run share: where they write, and the files that they catch up on, one set a batch size.
+struct Floors {
+    data_dir: PathBuf,
+    made: BTreeMap<usize, Rc<Made>>,
+}
+
+impl Floors {
+    fn make(record: &RunRecord, payload: &Payload, data: &Path) -> Result<Floors> {
+        let mut made = BTreeMap::new();
+        let floors = || record.plan.cells.iter().filter(|cell| cell.row.is_floor());
+        for cell in floors().filter(|cell| cell.load == Load::CatchUp) {
+            if let Entry::Vacant(place) = made.entry(cell.batch_bytes) {
+                let directory = data.join(format!("made-{}", cell.batch_bytes));
+                let identity = (cell.index, record.plan.seed);
+                let files = make(&directory, &record.spec, payload, cell.batch_bytes, identity)?;
+                place.insert(Rc::new(files));
+            }
+        }
+        Ok(Floors { data_dir: data.join(FLOOR), made })
+    }
+
+    fn start(&self, cell: &Cell, record: &RunRecord, out: &Path) -> Result<Target> {
+        let made = self.made.get(&cell.batch_bytes).filter(|_| cell.load == Load::CatchUp);
+        let stored = made.map(|made| made.directory.as_path());
+        Target::start_floor(cell, &record.spec, stored, record.server_core, &self.data_dir, out)
+    }
+
+    /// Removes what the last one wrote.
+    fn clear(&self) -> Result<()> {
+        fs::remove_dir_all(&self.data_dir).with_context(|| self.data_dir.display().to_string())
+    }
 }
 
 /// Every way in with every way out. Without a tail cache nothing goes out of one.

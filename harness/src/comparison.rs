@@ -1,4 +1,5 @@
-//! Rows held against the first one, block by block; and the first one against itself, which is the noise.
+//! Rows held against the first one, block by block; and the first one against itself, which is the noise. And each
+//! against its floor: what the machine does without a log.
 
 use crate::record::{CellRecord, RunRecord};
 use crate::schedule::CellKind;
@@ -25,6 +26,31 @@ pub struct Comparison {
     pub throughput: Option<Ratio>,
     /// CPU seconds a GB of this row over that of the first.
     pub cpu: Option<Ratio>,
+    /// The same two of this row's floor over those of the first row: medians over blocks that have it.
+    pub floor: Option<(f64, f64)>,
+}
+
+/// A row against its floor, one value a block that has both.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OfFloor {
+    /// MB/s of the row over that of the floor.
+    pub throughput: Vec<f64>,
+    /// CPU seconds of both cores a GB, of the row over that of the floor.
+    pub cpu: Vec<f64>,
+}
+
+impl OfFloor {
+    /// Of a row's throughput cells.
+    #[must_use]
+    pub fn of(record: &RunRecord, row: &Pair, load: Load, batch_bytes: usize) -> OfFloor {
+        let shares = |measure| {
+            let value = |row: &Pair, block| value(record, row, false, load, batch_bytes, block, measure);
+            let floor = row.floor(load);
+            let both = |block| Some(value(row, block)? / value(&floor, block)?);
+            (0..record.plan.blocks).filter_map(both).filter(|share| share.is_finite()).collect()
+        };
+        OfFloor { throughput: shares(Measure::Throughput), cpu: shares(Measure::Cpu) }
+    }
 }
 
 /// All comparisons of one load and batch size.
@@ -42,16 +68,7 @@ impl Comparisons {
     pub fn of(record: &RunRecord, load: Load, batch_bytes: usize) -> Option<Comparisons> {
         let base = record.spec.rows.first()?;
         let value = |row: &Pair, again: bool, block: u32, measure: Measure| {
-            let fits = |cell: &&CellRecord| {
-                let c = &cell.cell;
-                c.row == *row
-                    && c.again == again
-                    && c.block == block
-                    && c.load == load
-                    && c.batch_bytes == batch_bytes
-                    && c.kind == CellKind::Throughput
-            };
-            record.cells.iter().find(fits).and_then(|cell| measured(record, cell, measure))
+            value(record, row, again, load, batch_bytes, block, measure)
         };
         let against_base = |row: &Pair, again: bool, measure: Measure| {
             let pairs = (0..record.plan.blocks).filter_map(|block| {
@@ -59,7 +76,17 @@ impl Comparisons {
             });
             Ratio::of(&pairs.collect::<Vec<_>>())
         };
+        let floor = |row: &Pair| {
+            let floor = row.floor(load);
+            let ratio = |measure| {
+                let both =
+                    |block| Some(value(&floor, false, block, measure)? / value(base, false, block, measure)?);
+                median((0..record.plan.blocks).filter_map(both).filter(|ratio| ratio.is_finite()).collect())
+            };
+            ratio(Measure::Throughput).zip(ratio(Measure::Cpu))
+        };
         let compared = |row: &Pair, again: bool| Comparison {
+            floor: floor(row),
             row: row.to_string(),
             again,
             throughput: against_base(row, again, Measure::Throughput),
@@ -100,6 +127,16 @@ impl Comparison {
             Measure::Cpu => self.cpu.as_ref(),
         }
     }
+
+    /// Where its floor lies in that measure, as a ratio to the first row.
+    #[must_use]
+    pub fn floor_of(&self, measure: Measure) -> Option<f64> {
+        let (throughput, cpu) = self.floor?;
+        Some(match measure {
+            Measure::Throughput => throughput,
+            Measure::Cpu => cpu,
+        })
+    }
 }
 
 /// A ratio and its verdict in words: `+21.7 % (+19.1 to +24.4)`, `no difference shown (-1.0 to +2.1 %)`.
@@ -116,6 +153,35 @@ pub fn in_words(ratio: Option<&Ratio>, verdict: Option<Verdict>) -> String {
         Verdict::NoDifferenceShown => format!("no difference shown ({low} to {high} %)"),
         Verdict::Inconclusive => format!("inconclusive on this host ({low} to {high} %)"),
     }
+}
+
+/// The middle one, or the mean of the two middle ones.
+#[must_use]
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let upper = *values.get(values.len() / 2)?;
+    Some(if values.len() % 2 == 1 { upper } else { (values[values.len() / 2 - 1] + upper) / 2.0 })
+}
+
+fn value(
+    record: &RunRecord,
+    row: &Pair,
+    again: bool,
+    load: Load,
+    batch_bytes: usize,
+    block: u32,
+    measure: Measure,
+) -> Option<f64> {
+    let fits = |cell: &&CellRecord| {
+        let c = &cell.cell;
+        c.row == *row
+            && c.again == again
+            && c.block == block
+            && c.load == load
+            && c.batch_bytes == batch_bytes
+            && c.kind == CellKind::Throughput
+    };
+    record.cells.iter().find(fits).and_then(|cell| measured(record, cell, measure))
 }
 
 fn measured(record: &RunRecord, cell: &CellRecord, measure: Measure) -> Option<f64> {

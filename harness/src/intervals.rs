@@ -1,4 +1,5 @@
-//! The picture of a comparison: every row's ratio to the first one with its interval, the noise as a band behind.
+//! The picture of a comparison: every row's ratio to the first one with its interval, the noise as a band behind, each
+//! row's floor as a line across its lane.
 //!
 //! Drawn by hand as SVG, since it is a dozen lines and dots: the page's own styles colour it, so it is right on a light
 //! and a dark ground, and nothing but position and words carries meaning.
@@ -37,7 +38,8 @@ pub fn chart(compared: &Comparisons, measure: Measure, title: &str) -> String {
         let (low, high) = ratio.interval.unwrap_or((ratio.ratio, ratio.ratio));
         [low.ln().abs(), high.ln().abs()]
     });
-    let reach = reach.fold(0.1, f64::max).min(9f64.ln()) * 1.08;
+    let floors = compared.rows.iter().filter_map(|row| row.floor_of(measure)).map(|floor| floor.ln().abs());
+    let reach = reach.chain(floors).fold(0.1, f64::max).min(9f64.ln()) * 1.08;
     let place = |ratio: f64| {
         let share = (ratio.ln().clamp(-reach, reach) / reach + 1.0) / 2.0;
         NAMES_WIDTH + share * (WIDTH - NAMES_WIDTH - WORDS_WIDTH)
@@ -86,6 +88,15 @@ pub fn chart(compared: &Comparisons, measure: Measure, title: &str) -> String {
             y + 4.0,
             if row.again { " class=\"faint\"" } else { "" }
         );
+        if let Some(floor) = row.floor_of(measure) {
+            let x = place(floor);
+            let _ = write!(
+                svg,
+                "<line class=\"floor\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.1}\" y2=\"{:.1}\"/>",
+                y - ROW_HEIGHT / 2.0 + 3.0,
+                y + ROW_HEIGHT / 2.0 - 3.0
+            );
+        }
         let Some(ratio) = row.of(measure) else { continue };
         let colour = if row.again { "var(--soft)".to_owned() } else { row_colour(index + 1) };
         if let Some((low, high)) = ratio.interval {
@@ -122,7 +133,9 @@ fn times(ratio: &Ratio) -> String {
 fn describe(compared: &Comparisons, measure: Measure) -> String {
     let row = |row: &crate::comparison::Comparison| {
         let words = crate::comparison::in_words(row.of(measure), compared.verdict(row, measure));
-        format!("{}{} {words}", row.row, if row.again { " again" } else { "" })
+        let floor =
+            row.floor_of(measure).map_or_else(String::new, |floor| format!(", its floor {floor:.2} x"));
+        format!("{}{} {words}{floor}", row.row, if row.again { " again" } else { "" })
     };
     compared.rows.iter().map(row).collect::<Vec<_>>().join("; ")
 }

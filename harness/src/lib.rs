@@ -41,6 +41,7 @@ pub mod cell;
 pub mod client;
 pub mod compare;
 pub mod consumers;
+pub mod floor;
 pub mod producers;
 pub mod target;
 pub mod waiting;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ringlog_harness::compare::{Compare, compare};
+use ringlog_harness::floor::{ServeFloor, serve_floor};
 use ringlog_harness::record::{RunRecord, write_whole};
 use ringlog_harness::report;
 use ringlog_harness::target::{ServeChild, serve_child};
@@ -29,6 +30,8 @@ enum Command {
     },
     #[command(hide = true)]
     ServeChild(ServeChild),
+    #[command(hide = true)]
+    ServeFloor(ServeFloor),
 }
 
 fn main() -> Result<ExitCode> {
@@ -44,5 +47,6 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::ServeChild(told) => serve_child(&told).map(|()| ExitCode::SUCCESS),
+        Command::ServeFloor(told) => serve_floor(&told).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::arrivals::Lateness;
 use crate::cpu::{CoreSeconds, ProcessUse};
 use crate::environment::Environment;
+use crate::floor::validity::Validity;
 use crate::recorder::{Interval, Latencies, Recorder, write_hlog};
 use crate::residency::ResidencyPair;
 use crate::schedule::{Cell, Plan};
@@ -40,6 +41,9 @@ pub struct RunRecord {
     pub server_core: usize,
     /// The core of the load.
     pub client_core: usize,
+    /// How far the floor can be believed; absent where it was not measured.
+    #[serde(default)]
+    pub floor_validity: Option<Validity>,
     /// What each strategy says of itself, by `ingress/NAME` and `egress/NAME`.
     pub declared: BTreeMap<String, DeclaredCopies>,
     /// What was measured, in the order it ran.
@@ -78,8 +82,8 @@ pub struct CellRecord {
     pub consumed_bytes: u64,
     /// Their records.
     pub consumed_records: u64,
-    /// Bytes each second while measured, in steps of [`CellRecord::sample_seconds`]: produced for the tail load,
-    /// consumed for catch-up.
+    /// Bytes each second while measured, in steps of [`CellRecord::sample_seconds`]: consumed for catch-up,
+    /// produced otherwise.
     pub bytes_by_step: Vec<u64>,
     /// The step of `bytes_by_step`.
     pub sample_seconds: f64,
@@ -135,11 +139,11 @@ impl CellRecord {
         }
     }
 
-    /// The bytes that the cell is about: produced at the tail, consumed when catching up.
+    /// The bytes that the cell is about: consumed when catching up, produced otherwise.
     #[must_use]
     pub fn payload_bytes(&self) -> u64 {
         match self.cell.load {
-            crate::spec::Load::Tail => self.produced_bytes,
+            crate::spec::Load::Tail | crate::spec::Load::Produce => self.produced_bytes,
             crate::spec::Load::CatchUp => self.consumed_bytes,
         }
     }
@@ -241,7 +245,7 @@ pub(crate) mod tests {
 
     pub(crate) fn canned_of(flags: &str) -> RunRecord {
         let spec = spec(flags);
-        let plan = Plan::new(&spec, 0);
+        let plan = Plan::new(&spec, 0, true);
         let cells = plan.cells.iter().map(|cell| canned_cell(&spec, cell)).collect();
         let copies = |number: f64, note: &str| DeclaredCopies {
             cpu_copies_per_byte: number,
@@ -271,6 +275,7 @@ pub(crate) mod tests {
             },
             server_core: 0,
             client_core: 1,
+            floor_validity: None,
             declared: declared.map(|(name, copies)| (name.to_owned(), copies)).into(),
             cells,
             complete: true,
@@ -278,15 +283,14 @@ pub(crate) mod tests {
     }
 
     fn canned_cell(spec: &RunSpec, cell: &Cell) -> CellRecord {
-        let place = spec.rows.iter().position(|row| *row == cell.row).unwrap() as u64 + 1;
+        // Floors are a fifth place.
+        let place = spec.rows.iter().position(|row| *row == cell.row).map_or(5, |place| place as u64 + 1);
         let bytes = 500_000_000 * place + 10_000_000 * u64::from(cell.block);
         let mut record = CellRecord { seconds: 1.0, ..CellRecord::empty(cell.clone()) };
         match (cell.load, cell.kind) {
             (Load::CatchUp, _) => record.consumed_bytes = bytes,
-            (Load::Tail, CellKind::Throughput) => {
-                (record.produced_bytes, record.consumed_bytes) = (bytes, bytes)
-            }
-            (Load::Tail, CellKind::Latency) => {
+            (_, CellKind::Throughput) => (record.produced_bytes, record.consumed_bytes) = (bytes, bytes),
+            (_, CellKind::Latency) => {
                 (record.produced_bytes, record.consumed_bytes) = (40_000_000, 40_000_000);
                 for request in 1..=2000u64 {
                     record.produce.record(1_000, 2_000, 1_000 + place * 100_000 + request * 100);

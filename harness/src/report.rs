@@ -233,7 +233,7 @@ mod tests {
         record.environment.debug_build = true;
         let page = render(&record).unwrap();
         assert!(page.contains("WRONG") && page.contains("7 lost"));
-        assert!(page.contains("did not finish: 60 of 60") && page.contains("Debug assertions"));
+        assert!(page.contains("did not finish: 76 of 76") && page.contains("Debug assertions"));
     }
 
     #[test]

@@ -6,11 +6,12 @@
 //! for all rows) are shuffled among them.
 //!
 //! The first row runs a second time in every block, on a server of its own: what the same thing measured twice shows is
-//! the noise that every difference is held against.
+//! the noise that every difference is held against. In every second block (in each, with `--full`) the floors run too:
+//! what the machine does without a log, one for each load and batch size, of catching up one for each egress.
 //!
-//! Example: 3 rows and the repeat x 2 loads x 2 batch sizes are 16 cells a block, and 3 x 2 latency cells in every second
-//! block; 8 blocks with cells of a third of a second take about 90 s with what lies between them. That is quick, and
-//! labelled so; `--full` takes 3 s a cell.
+//! Example: 3 rows and the repeat x 2 loads x 2 batch sizes are 16 cells a block; 3 x 2 latency cells and 2 x (1 + 3)
+//! floors are in every second block; 8 blocks with cells of a quarter of a second take about 90 s with what lies between
+//! them. That is quick, and labelled so; `--full` takes 3 s a cell.
 
 use std::fmt;
 
@@ -24,15 +25,17 @@ pub const RUN_SECONDS_AIM: f64 = 90.0;
 /// Blocks when the user does not say: enough for an interval of 95 %, with one to spare on either side.
 pub const BLOCKS_DEFAULT: u32 = 8;
 /// A shorter cell measures mostly its own beginning: fewer blocks are run before cells get shorter than this.
-pub const CELL_SECONDS_MIN: f64 = 0.3;
+pub const CELL_SECONDS_MIN: f64 = 0.25;
 /// A longer one is not chosen unasked.
 pub const CELL_SECONDS_MAX: f64 = 3.0;
 /// Before each cell's measured time, at its own pace: connections open, first pages touched.
 pub const WARM_UP_SECONDS: f64 = 0.15;
-/// Start of a server, topic, connections, draining, stop: an estimate, for the plan only.
-const SERVER_SECONDS: f64 = 0.1;
+/// Topic, connections, draining, of a floor its start: an estimate, for the plan only.
+const SERVER_SECONDS: f64 = 0.06;
 /// Filling a log for a catch-up cell, bringing it to disk and reading it back: an estimate, for the plan only.
 const FILL_AND_READ_BYTES_PER_SECOND: f64 = 0.8e9;
+/// Reading what was made once: an estimate, for the plan only.
+const FLOOR_READ_BYTES_PER_SECOND: f64 = 1.5e9;
 
 /// One measurement: what runs, and how.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -82,23 +85,28 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What follows from a valid spec. `seed` is for when the spec has none; the plan says which one it used.
+    /// What follows from a valid spec. `seed` is for when the spec has none; the plan says which one it used. Floors are
+    /// for servers of our own: a broker elsewhere is held against other brokers.
     #[must_use]
-    pub fn new(spec: &RunSpec, seed: u64) -> Plan {
+    pub fn new(spec: &RunSpec, seed: u64, floors: bool) -> Plan {
         let seed = spec.seed.unwrap_or(seed);
-        let block = cells_of_a_block(spec);
-        let share = |cell: &Cell| if cell.kind == CellKind::Latency { 0.5 } else { 1.0 };
+        let mut block = cells_of_a_block(spec);
+        if floors {
+            block.extend(floors_of_a_block(spec));
+        }
+        let every_second =
+            |cell: &Cell| cell.kind == CellKind::Latency || (cell.row.is_floor() && !spec.full);
+        let share = |cell: &Cell| if every_second(cell) { 0.5 } else { 1.0 };
         let overhead: f64 = block.iter().map(|cell| share(cell) * overhead_seconds(spec, cell)).sum();
         // A catch-up cell takes as long as its bytes take.
-        let timed: f64 = block.iter().filter(|cell| cell.load == Load::Tail).map(share).sum();
+        let timed: f64 = block.iter().filter(|cell| cell.load.produces()).map(share).sum();
         let (blocks, seconds) = fit(spec, timed, overhead);
         let mut random = fastrand::Rng::with_seed(seed);
         let mut cells = Vec::with_capacity(block.len() * blocks as usize);
         for number in 0..blocks {
-            // Latencies are merged over blocks, so every second block does.
-            let latency = number % 2 == 0;
+            // Latencies are merged over blocks, and floors move little: every second block does.
             let mut shuffled: Vec<Cell> =
-                block.iter().filter(|cell| latency || cell.kind == CellKind::Throughput).cloned().collect();
+                block.iter().filter(|cell| number % 2 == 0 || !every_second(cell)).cloned().collect();
             random.shuffle(&mut shuffled);
             cells.extend(shuffled.into_iter().map(|cell| Cell { block: number, ..cell }));
         }
@@ -167,8 +175,8 @@ fn cells_of_a_block(spec: &RunSpec) -> Vec<Cell> {
                 pace,
             };
             cells.extend(spec.loads.iter().map(|&load| cell(load, CellKind::Throughput, spec.rate)));
-            if spec.loads.contains(&Load::Tail) {
-                cells.push(cell(Load::Tail, CellKind::Latency, Pace::Rate(spec.fixed_rate)));
+            if let Some(load) = spec.loads.iter().copied().find(|load| load.produces()) {
+                cells.push(cell(load, CellKind::Latency, Pace::Rate(spec.fixed_rate)));
             }
         }
     }
@@ -179,9 +187,29 @@ fn cells_of_a_block(spec: &RunSpec) -> Vec<Cell> {
     cells
 }
 
+/// The floors of all rows, each once.
+fn floors_of_a_block(spec: &RunSpec) -> Vec<Cell> {
+    let mut cells: Vec<Cell> = Vec::new();
+    for &batch_bytes in &spec.batch_bytes {
+        for &load in &spec.loads {
+            for row in spec.rows.iter().map(|row| row.floor(load)) {
+                let kind = CellKind::Throughput;
+                let cell =
+                    Cell { index: 0, block: 0, row, again: false, load, batch_bytes, kind, pace: spec.rate };
+                if !cells.contains(&cell) {
+                    cells.push(cell);
+                }
+            }
+        }
+    }
+    cells
+}
+
 fn overhead_seconds(spec: &RunSpec, cell: &Cell) -> f64 {
     let fill = match cell.load {
-        Load::Tail => 0.0,
+        Load::Tail | Load::Produce => 0.0,
+        // Filled once, and read each time.
+        Load::CatchUp if cell.row.is_floor() => spec.catch_up_bytes as f64 / FLOOR_READ_BYTES_PER_SECOND,
         Load::CatchUp => spec.catch_up_bytes as f64 / FILL_AND_READ_BYTES_PER_SECOND,
     };
     SERVER_SECONDS + WARM_UP_SECONDS + fill
@@ -208,6 +236,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::spec::FLOOR;
     use crate::spec::tests::spec;
 
     fn name(cell: &Cell) -> (String, bool, String, usize, CellKind) {
@@ -216,27 +245,27 @@ mod tests {
 
     #[test]
     fn the_default_run_takes_about_ninety_seconds() {
-        let plan = Plan::new(&spec(""), 1);
-        assert_eq!((plan.blocks, plan.cells.len()), (8, 8 * 16 + 4 * 6));
+        let plan = Plan::new(&spec(""), 1, true);
+        assert_eq!((plan.blocks, plan.cells.len()), (8, 8 * 16 + 4 * (6 + 8)));
         assert!((85.0..95.0).contains(&plan.seconds_estimated), "{plan}");
         assert!(plan.seconds >= CELL_SECONDS_MIN, "{plan}");
         assert_eq!(plan.seconds_left(0), plan.seconds_estimated);
-        assert_eq!(plan.seconds_left(152), 0.0);
+        assert_eq!(plan.seconds_left(184), 0.0);
         assert!(plan.to_string().contains("(quick)"), "{plan}");
-        assert!(plan.to_string().contains("152 cells") && plan.to_string().contains("seed 1"), "{plan}");
+        assert!(plan.to_string().contains("184 cells") && plan.to_string().contains("seed 1"), "{plan}");
     }
 
     #[test]
     fn every_block_holds_every_cell_once_in_an_order_of_its_own() {
-        let plan = Plan::new(&spec("--blocks 4"), 7);
+        let plan = Plan::new(&spec("--blocks 4"), 7, true);
         let of_block = |block| plan.cells.iter().filter(move |cell| cell.block == block).map(name);
         let orders: Vec<Vec<_>> = (0..4).map(|block| of_block(block).collect()).collect();
         let all: BTreeSet<_> = orders[0].iter().cloned().collect();
-        assert_eq!((all.len(), orders[0].len(), orders[1].len()), (22, 22, 16));
+        assert_eq!((all.len(), orders[0].len(), orders[1].len()), (30, 30, 16));
         for (number, order) in orders.iter().enumerate() {
             let mut expected = all.clone();
             if number % 2 == 1 {
-                expected.retain(|(.., kind)| *kind == CellKind::Throughput);
+                expected.retain(|(row, .., kind)| *kind == CellKind::Throughput && !row.starts_with(FLOOR));
             }
             assert_eq!(order.iter().cloned().collect::<BTreeSet<_>>(), expected);
             assert!(
@@ -251,23 +280,27 @@ mod tests {
 
     #[test]
     fn the_seed_decides_the_order_and_the_spec_decides_the_seed() {
-        assert_eq!(Plan::new(&spec(""), 3), Plan::new(&spec(""), 3));
-        assert_ne!(Plan::new(&spec(""), 3).cells, Plan::new(&spec(""), 4).cells);
-        assert_eq!(Plan::new(&spec("--seed 9"), 3).seed, 9);
+        assert_eq!(Plan::new(&spec(""), 3, true), Plan::new(&spec(""), 3, true));
+        assert_ne!(Plan::new(&spec(""), 3, true).cells, Plan::new(&spec(""), 4, true).cells);
+        assert_eq!(Plan::new(&spec("--seed 9"), 3, true).seed, 9);
     }
 
     #[test]
     fn what_the_user_says_is_kept_and_the_rest_fitted() {
-        let plan = Plan::new(&spec("--seconds 5 --blocks 2"), 1);
+        let plan = Plan::new(&spec("--seconds 5 --blocks 2"), 1, true);
         assert_eq!((plan.blocks, plan.seconds), (2, 5.0));
         assert!(plan.seconds_estimated > 100.0, "22 tail cells of 5 s, and what is between them");
-        let plan = Plan::new(&spec("--seconds 2"), 1);
+        let plan = Plan::new(&spec("--seconds 2"), 1, false);
         assert_eq!((plan.blocks, plan.seconds), (3, 2.0));
-        let plan = Plan::new(&spec("--rows copy+tail --loads tail --batch-bytes 16KiB"), 1);
-        assert_eq!((plan.blocks, plan.seconds, plan.cells.len()), (8, CELL_SECONDS_MAX, 20));
-        let plan = Plan::new(&spec("--full"), 1);
+        assert!(
+            plan.cells.iter().all(|cell| !cell.row.is_floor()),
+            "a server elsewhere has no floor of ours"
+        );
+        let plan = Plan::new(&spec("--rows copy+tail --loads tail --batch-bytes 16KiB"), 1, true);
+        assert_eq!((plan.blocks, plan.seconds, plan.cells.len()), (8, CELL_SECONDS_MAX, 24));
+        let plan = Plan::new(&spec("--full"), 1, true);
         assert_eq!((plan.blocks, plan.seconds), (8, 3.0));
-        let plan = Plan::new(&spec("--loads catch-up"), 1);
+        let plan = Plan::new(&spec("--loads catch-up"), 1, true);
         assert!(
             plan.cells.iter().all(|cell| cell.kind == CellKind::Throughput),
             "no producers, no produce latency"

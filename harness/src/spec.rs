@@ -23,7 +23,7 @@ pub struct RunSpec {
     /// Ways of moving bytes to compare, as ingress+egress
     #[arg(long, value_delimiter = ',', default_values = ["buffered+copy", "buffered+sendfile", "copy+tail"])]
     pub rows: Vec<Pair>,
-    /// Loads to compare them on: consumers at the tail, or catching up from disk
+    /// Loads to compare them on: consumers at the tail, catching up from disk, or producers alone
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["tail", "catch-up"])]
     pub loads: Vec<Load>,
     /// Partitions of the topic
@@ -111,6 +111,8 @@ pub enum Load {
     Tail,
     /// From the beginning, out of files dropped from the page cache, with no producer.
     CatchUp,
+    /// Not while it is measured: producers alone, and everything is read back and verified afterwards.
+    Produce,
 }
 
 /// What an answer to a producer promises.
@@ -147,6 +149,39 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// The ingress of rows that are no rows: what the machine does without a log ([`crate::floor`]).
+pub const FLOOR: &str = "floor";
+/// The egress of the floor where bytes go to readers from the memory they came into, or to nobody.
+pub const FLOOR_MEMORY: &str = "memory";
+
+impl Pair {
+    /// Whether this is a floor, not a row.
+    #[must_use]
+    pub fn is_floor(&self) -> bool {
+        self.ingress == FLOOR
+    }
+
+    /// The floor that this row is held against on a load.
+    #[must_use]
+    pub fn floor(&self, load: Load) -> Pair {
+        let egress = match load {
+            Load::Tail | Load::Produce => FLOOR_MEMORY,
+            // What sends memory catches up past the page cache.
+            Load::CatchUp if self.egress == "tail" => "direct",
+            Load::CatchUp => &self.egress,
+        };
+        Pair { ingress: FLOOR.to_owned(), egress: egress.to_owned() }
+    }
+}
+
+impl Load {
+    /// Whether producers run while it is measured.
+    #[must_use]
+    pub fn produces(self) -> bool {
+        matches!(self, Load::Tail | Load::Produce)
+    }
+}
 
 /// More connections than this do not fit a process's usual limit of descriptors, server's and load's.
 pub const CONNECTIONS_MAX: u32 = 4096;
@@ -359,6 +394,7 @@ impl fmt::Display for Load {
         f.write_str(match self {
             Load::Tail => "tail",
             Load::CatchUp => "catch-up",
+            Load::Produce => "produce",
         })
     }
 }

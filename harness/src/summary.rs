@@ -13,21 +13,34 @@ pub fn summary(record: &RunRecord) -> String {
         let _ = writeln!(text, "\n{}", section.title);
         let _ = writeln!(
             text,
-            "  {:<20} {:>8} {:<14} {:>9} {:<15} {:>11} {:<12} by kind of thread",
-            "row", "MB/s", "(blocks)", "CPU s/GB", "(blocks)", "cores busy", "copies/B"
+            "  {:<20} {:>8} {:<14} {:>9} {:<15} {:>11} {:<13} {:<12} by kind of thread",
+            "row", "MB/s", "(blocks)", "CPU s/GB", "(blocks)", "cores busy", "of its floor", "copies/B"
         );
         for row in &section.rows {
             let _ = writeln!(
                 text,
-                "  {:<20} {:>8} {:<14} {:>9} {:<15} {:>11} {:<12} {}",
+                "  {:<20} {:>8} {:<14} {:>9} {:<15} {:>11} {:<13} {:<12} {}",
                 row.name,
                 row.throughput.median,
                 row.throughput.range,
                 row.cpu.total.median,
                 row.cpu.total.range,
                 format!("{}/{} %", row.cores[0].median, row.cores[1].median),
+                format!("{} at {} x", row.of_floor[0].median, row.of_floor[1].median),
                 row.copies,
                 row.cpu.parts.join(", "),
+            );
+        }
+        for floor in &section.floors {
+            let _ = writeln!(
+                text,
+                "  {:<20} {:>8} {:<14} {:>9} {:<15} {:>11}",
+                floor.name,
+                floor.throughput.median,
+                floor.throughput.range,
+                floor.cpu.median,
+                floor.cpu.range,
+                format!("{}/{} %", floor.cores[0].median, floor.cores[1].median),
             );
         }
         let _ =
@@ -44,7 +57,7 @@ pub fn summary(record: &RunRecord) -> String {
                     row.name, record.spec.fixed_rate,
                 );
             }
-            if !section.tail {
+            if !section.produces {
                 let _ = writeln!(text, "  {:<20} in page cache before to after: {}", row.name, row.residency);
             }
         }
@@ -75,7 +88,7 @@ mod tests {
             "in 2, out 0",
             "produce at 40 MB/s: p50 200 us",
             "0 % to 50.0 %",
-            "verified: 42960000 records",
+            "verified: 83120000 records",
         ] {
             assert!(text.contains(words), "`{words}` is missing in:\n{text}");
         }

@@ -4,8 +4,9 @@
 //! three blocks an interval would be a boast; latencies come from histograms merged over blocks, with the number of
 //! requests they rest on.
 
-use crate::comparison::{Comparisons, Measure, in_words};
+use crate::comparison::{Comparisons, Measure, OfFloor, in_words};
 use crate::cpu::ThreadKind;
+use crate::floor::validity::Validity;
 use crate::intervals::chart;
 use crate::plot::row_colour;
 use crate::record::{CellRecord, RunRecord};
@@ -36,9 +37,11 @@ pub struct Section {
     /// What ran, and of which bytes the numbers are.
     pub explanation: String,
     /// Whether producers ran.
-    pub tail: bool,
+    pub produces: bool,
     /// Rows as the user named them.
     pub rows: Vec<RowLine>,
+    /// What they are held against: the machine without a log.
+    pub floors: Vec<FloorLine>,
     /// The first row's name, and what the others are against it, in words.
     pub base: String,
     /// Each of the other rows, the first one again last.
@@ -71,6 +74,8 @@ pub struct RowLine {
     pub latency: Option<LatencyLine>,
     /// CPU seconds of the server for each GB.
     pub cpu: CpuLine,
+    /// MB/s as a part of the floor's; CPU of both cores for each GB as a multiple of the floor's.
+    pub of_floor: [Spread; 2],
     /// Busy per cent of the server's and the load's core.
     pub cores: [Spread; 2],
     /// As declared.
@@ -81,6 +86,18 @@ pub struct RowLine {
     pub resident_memory: String,
     /// Of this row alone.
     pub verified: Verdict,
+}
+
+/// A floor, ready to print.
+pub struct FloorLine {
+    /// floor+egress.
+    pub name: String,
+    /// MB/s.
+    pub throughput: Spread,
+    /// CPU seconds of its process for each GB.
+    pub cpu: Spread,
+    /// Busy per cent of its and the load's core.
+    pub cores: [Spread; 2],
 }
 
 /// A median, and the smallest and largest it came from.
@@ -145,6 +162,7 @@ pub fn warnings(record: &RunRecord) -> Vec<String> {
         warnings
             .push("Debug assertions were on: these speeds mean nothing. Build with --release.".to_owned());
     }
+    warnings.extend(record.floor_validity.iter().flat_map(Validity::complaints));
     let steal: f64 = record.cells.iter().flat_map(|cell| cell.cores.values()).map(|core| core.steal).sum();
     let measured: f64 = record.cells.iter().map(|cell| cell.seconds * cell.cores.len() as f64).sum();
     if steal > 0.02 * measured {
@@ -190,12 +208,8 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
             throughput: spread(throughput.iter().map(|cell| Some(cell.megabytes_per_second()))),
             latency: latency_line(&latency),
             cpu: cpu_line(&throughput),
-            cores: [record.server_core, record.client_core].map(|core| {
-                spread(throughput.iter().map(|cell| {
-                    let seconds = cell.cores.get(&core)?;
-                    Some(100.0 * seconds.busy / (seconds.busy + seconds.idle + seconds.steal).max(0.01))
-                }))
-            }),
+            of_floor: of_floor(record, row, load, batch_bytes),
+            cores: cores(record, &throughput),
             copies: copies(record, row, load),
             residency: residency(&throughput),
             resident_memory: memory(&throughput),
@@ -214,6 +228,15 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
             counted(spec.consumers, "consumer"),
             spec.ack,
         ),
+        Load::Produce => format!(
+            "{} with {} in flight each, pace {}, {}, nobody reading, ack {}; afterwards everything is read back and \
+             verified. GB and MB/s are of acknowledged batches.",
+            counted(spec.producers, "producer connection"),
+            counted(spec.window, "request"),
+            spec.rate,
+            counted(spec.partitions, "partition"),
+            spec.ack,
+        ),
         Load::CatchUp => format!(
             "{} MB written beforehand over {} and dropped from the page cache, then read from the beginning by {} for \
              each partition, with no producer. GB and MB/s are of batches received.",
@@ -222,6 +245,19 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
             counted(spec.consumers, "consumer"),
         ),
     };
+    let mut floors: Vec<FloorLine> = Vec::new();
+    for floor in spec.rows.iter().map(|row| row.floor(load)) {
+        let (cells, name) = (of_row(&floor, CellKind::Throughput), floor.to_string());
+        if !cells.is_empty() && floors.iter().all(|known| known.name != name) {
+            let cpu = cells.iter().map(|cell| cell.seconds_per_gigabyte(cell.server.whole.total()));
+            floors.push(FloorLine {
+                name,
+                throughput: spread(cells.iter().map(|cell| Some(cell.megabytes_per_second()))),
+                cpu: spread(cpu),
+                cores: cores(record, &cells),
+            });
+        }
+    }
     let compared = Comparisons::of(record, load, batch_bytes);
     let differences = compared.iter().flat_map(|compared| {
         compared.rows.iter().map(|row| {
@@ -240,9 +276,24 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
         charts: compared.iter().filter(|compared| compared.has_ratios()).flat_map(charts).collect(),
         title: format!("{load}, batches up to {}", binary_bytes(batch_bytes as u64)),
         explanation,
-        tail: load == Load::Tail,
+        produces: load.produces(),
         rows: rows.collect(),
+        floors,
     }
+}
+
+fn of_floor(record: &RunRecord, row: &Pair, load: Load, batch_bytes: usize) -> [Spread; 2] {
+    let OfFloor { throughput, cpu } = OfFloor::of(record, row, load, batch_bytes);
+    [throughput, cpu].map(|shares| spread(shares.into_iter().map(Some)))
+}
+
+fn cores(record: &RunRecord, cells: &[&CellRecord]) -> [Spread; 2] {
+    [record.server_core, record.client_core].map(|core| {
+        spread(cells.iter().map(|cell| {
+            let seconds = cell.cores.get(&core)?;
+            Some(100.0 * seconds.busy / (seconds.busy + seconds.idle + seconds.steal).max(0.01))
+        }))
+    })
 }
 
 fn charts(compared: &Comparisons) -> [String; 2] {
@@ -306,6 +357,7 @@ fn copies(record: &RunRecord, row: &Pair, load: Load) -> String {
     match load {
         Load::Tail => format!("in {ingress}, out {egress}"),
         Load::CatchUp => format!("out {egress}"),
+        Load::Produce => format!("in {ingress}"),
     }
 }
 

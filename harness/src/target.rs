@@ -23,11 +23,13 @@ use ringlog::{Ack, Egress, Engine, EngineConfig, EngineCounters, Ingress, block_
 use ringlog_broker::BrokerConfig;
 use serde_json::{Value, json};
 
-use crate::spec::Pair;
+use crate::schedule::Cell;
+use crate::spec::{Load, Pair, RunSpec};
 
 /// The largest batch that a child takes.
 pub const BATCH_BYTES_MAX: usize = 16 << 20;
-const LISTENING: &str = "listening on ";
+/// How a child says where it listens.
+pub(crate) const LISTENING: &str = "listening on ";
 /// Lines of a child's stderr that are shown when it died.
 const LAST_WORDS_LINES: usize = 30;
 
@@ -77,15 +79,49 @@ impl Target {
     /// # Errors
     /// When it does not come up; its own words are in the error.
     pub fn start_child(row: &Pair, ack: &str, core: usize, data_dir: &Path, logs: &Path) -> Result<Target> {
+        let words = ["--ingress", &row.ingress, "--egress", &row.egress, "--ack", ack];
+        Target::start("serve-child", &words, row, core, data_dir, logs)
+    }
+
+    /// Starts the floor for one cell.
+    ///
+    /// # Errors
+    /// As [`Target::start_child`].
+    pub fn start_floor(
+        cell: &Cell,
+        spec: &RunSpec,
+        stored: Option<&Path>,
+        core: usize,
+        data_dir: &Path,
+        logs: &Path,
+    ) -> Result<Target> {
+        let consumers = if cell.load == Load::Tail { spec.consumers } else { 0 };
+        let (partitions, consumers) = (spec.partitions.to_string(), consumers.to_string());
+        let mut words = vec!["--partitions", &partitions, "--consumers", &consumers];
+        if let Some(stored) = stored {
+            let stored = stored.to_str().with_context(|| format!("{} is not UTF-8", stored.display()))?;
+            words.extend(["--stored", stored, "--egress", &cell.row.egress]);
+        }
+        Target::start("serve-floor", &words, &cell.row, core, data_dir, logs)
+    }
+
+    fn start(
+        command: &str,
+        words: &[&str],
+        row: &Pair,
+        core: usize,
+        data_dir: &Path,
+        logs: &Path,
+    ) -> Result<Target> {
         fs::create_dir_all(data_dir).with_context(|| format!("creating {}", data_dir.display()))?;
         let stderr = logs.join(format!("server-{row}.log"));
         let errors = File::create(&stderr).with_context(|| format!("creating {}", stderr.display()))?;
         let program = std::env::current_exe().context("finding this program")?;
         let mut process = Command::new(program)
-            .arg("serve-child")
+            .arg(command)
             .arg("--data-dir")
             .arg(data_dir)
-            .args(["--ingress", &row.ingress, "--egress", &row.egress, "--ack", ack])
+            .args(words)
             .args(["--core", &core.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -24,7 +24,10 @@ fn a_small_run_verifies_every_record_and_keeps_what_it_measured() {
     let said = text(&ran);
     let record = RunRecord::load(out.path()).unwrap_or_else(|error| panic!("{error:#}\n{said}"));
     assert!(record.complete, "{said}");
-    assert_eq!(record.cells.len(), 11, "3 rows x (tail, catch-up, latency), and the first again");
+    let floors = record.cells.iter().filter(|cell| cell.cell.row.is_floor()).count();
+    assert_eq!(record.cells.len() - floors, 11, "3 rows x (tail, catch-up, latency), and the first again");
+    assert_eq!(floors, 4, "one for the tail, three to catch up: copy, sendfile, direct");
+    assert!(said.contains("floor+memory") && said.contains("floor: receiving "), "{said}");
     for cell in &record.cells {
         assert!(cell.findings.are_clean() && cell.findings.records > 0, "{}: {:?}", cell.cell, cell.findings);
         assert!(cell.payload_bytes() > 0 && cell.errors.is_empty(), "{}: {:?}", cell.cell, cell.errors);
@@ -34,6 +37,26 @@ fn a_small_run_verifies_every_record_and_keeps_what_it_measured() {
     assert!(out.path().join("report.html").exists(), "{said}");
     assert!(!out.path().join("data").exists(), "the logs are removed: {said}");
     assert!(ran.status.success(), "{said}");
+}
+
+#[test]
+fn what_producers_alone_wrote_is_read_back_and_verified() {
+    let out = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let words = "--rows copy+tail,buffered+copy --loads produce --batch-bytes 64KiB --blocks 1 --seconds 0.2";
+    let said = text(&harness(words, out.path()));
+    let record = RunRecord::load(out.path()).unwrap_or_else(|error| panic!("{error:#}\n{said}"));
+    for cell in &record.cells {
+        assert!(
+            cell.produced_bytes > 0 && cell.consumed_bytes == 0,
+            "nobody reads while it is measured: {said}"
+        );
+        assert!(cell.findings.are_clean() && cell.errors.is_empty(), "{}: {:?}", cell.cell, cell.findings);
+        // Of a floor nothing can be read back.
+        let received = cell.findings.records;
+        let (least, most) = if cell.cell.row.is_floor() { (0, 0) } else { (cell.produced_records, u64::MAX) };
+        assert!((least..=most).contains(&received), "{}: {received} of {least}", cell.cell);
+    }
+    assert!(said.contains("0 lost, 0 duplicate, 0 reordered, 0 corrupt"), "{said}");
 }
 
 #[test]

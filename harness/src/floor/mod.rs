@@ -1,0 +1,293 @@
+//! The floor beside the rows: no log at all, the same bytes moved the shortest way that this machine has.
+//!
+//! ```text
+//! produce    socket -(recv)-> registered memory, CRC, an answer of about 64 bytes -(O_DIRECT, 1 MiB)-> one file
+//! tail       the same, and from that memory to the readers' sockets (sendmsg)
+//! catch-up   files made beforehand -(the row's own egress)-> socket, up to 1 MiB an answer, the next one read ahead
+//! ```
+//!
+//! It is a process of its own, one for each cell, on the server's core, under the same load in the same protocol, and
+//! its records are verified as the rows' are. What a row has and the floor has not is the log: order, offsets on disk,
+//! indexes, recovery, an answer that waits for the write. Its constants are fixed and nobody's options.
+//!
+//! Requests are received straight into what is written: the file holds frames, not batches. One head of at most
+//! [`ingest::HEAD_BYTES`] a batch is copied, where its offset is put.
+
+mod disk;
+mod egress;
+pub mod ingest;
+mod memory;
+pub mod stored;
+pub mod validity;
+
+use std::cell::{Cell, RefCell};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use anyhow::{Context, Result, bail, ensure};
+use ringlog::sys::topology::pin_to;
+use ringlog::sys::{Gather, Lease, Ring, Socket, UringOptions};
+use ringlog_broker::wire::fetch::{FetchOutcome, FetchRequest, FetchResponseTerms, FetchResponseWriter};
+use ringlog_broker::wire::{ApiKey, Decoder, ErrorCode, GappedFrame, Message, RequestHeader, Uuid};
+
+use crate::spec::FLOOR;
+use disk::Disk;
+use egress::Way;
+use memory::Memory;
+use stored::Stored;
+
+/// Written at a time, and answered at most at a time.
+pub const UNIT_BYTES: usize = 1 << 20;
+/// Writes under way.
+pub const WRITES: usize = 4;
+/// The file is prepared so much at a time, as the log's files are under load.
+pub const PREPARED_BYTES: u64 = 64 << 20;
+
+const ARENA_BYTES_MAX: u64 = 2 << 30;
+/// Memory that is mapped and touched before the first request, as a server that has been up for a while has.
+const WARM_BYTES: usize = 64 << 20;
+/// A first look at what a connection wants, and all that a reader ever sends.
+const REQUEST_BYTES_MAX: usize = 4 << 10;
+
+/// Serve as the floor of a comparison: not for people.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServeFloor {
+    /// Where what is received is written
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// The core to run on
+    #[arg(long)]
+    core: usize,
+    /// Partitions
+    #[arg(long)]
+    partitions: u32,
+    /// Readers of each partition: memory is kept until all of them have passed
+    #[arg(long, default_value_t = 0)]
+    consumers: u32,
+    /// Files made beforehand, to be read instead
+    #[arg(long)]
+    stored: Option<PathBuf>,
+    /// How they get to sockets
+    #[arg(long, default_value = "copy")]
+    egress: String,
+}
+
+struct Floor {
+    ring: Ring,
+    disk: Rc<Disk>,
+    memory: Memory,
+    /// Files to read, where the load only reads.
+    stored: Option<(Stored, Way)>,
+    connections: Cell<u64>,
+}
+
+/// The floor's life: until its standard input ends.
+///
+/// # Errors
+/// When the core is not allowed, or there is no ring or file to be had.
+pub fn serve_floor(told: &ServeFloor) -> Result<()> {
+    std::thread::spawn(obey);
+    pin_to(told.core)?;
+    std::fs::create_dir_all(&told.data_dir).with_context(|| told.data_dir.display().to_string())?;
+    let ring = Ring::of_kernel(&UringOptions::default(), ARENA_BYTES_MAX)?;
+    let told = told.clone();
+    ring.clone().run(serve(ring, told))
+}
+
+/// Answers like a child that has nothing to say, and ends with its standard input. There is nothing to keep.
+fn obey() {
+    for _ in std::io::stdin().lines().map_while(Result::ok) {
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "{{}}").and_then(|()| out.flush());
+    }
+    std::process::exit(0);
+}
+
+async fn serve(ring: Ring, told: ServeFloor) -> Result<()> {
+    let warm: std::io::Result<Vec<_>> = async {
+        let mut leases = Vec::new();
+        for _ in 0..WARM_BYTES / UNIT_BYTES {
+            leases.push(ring.lease(UNIT_BYTES).await?);
+        }
+        Ok(leases)
+    }
+    .await;
+    drop(warm.context("memory for the floor")?);
+    let disk = Rc::new(Disk::open(&ring, &told.data_dir.join(FLOOR)).await?);
+    let stored = match &told.stored {
+        Some(directory) => Some((Stored::open(&ring, directory).await?, told.egress.parse::<Way>()?)),
+        None => None,
+    };
+    let listener = ring.listen(SocketAddr::from(([127, 0, 0, 1], 0)), false)?;
+    let memory = Memory::new(told.partitions, told.consumers);
+    let floor = Rc::new(Floor { ring: ring.clone(), disk, memory, stored, connections: Cell::new(0) });
+    println!("{}{}", crate::target::LISTENING, listener.address());
+    std::io::stdout().flush()?;
+    loop {
+        let socket = ring.accept(&listener).await.context("accepting a connection")?;
+        let floor = floor.clone();
+        ring.spawn(async move {
+            if let Err(error) = floor.attend(socket).await
+                && !is_farewell(&error)
+            {
+                // There is nothing to save: the parent reads why, and the cell has failed.
+                eprintln!("{error:#}");
+                std::process::exit(1);
+            }
+        });
+    }
+}
+
+/// A load that is done closes its connections, wherever they are.
+fn is_farewell(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| matches!(error.kind(), BrokenPipe | ConnectionReset))
+}
+
+impl Floor {
+    /// The first request says whether the connection writes or reads.
+    async fn attend(self: Rc<Floor>, socket: Socket) -> Result<()> {
+        let mut first = self.ring.lease(REQUEST_BYTES_MAX).await?;
+        let mut filled = first.split_to(0);
+        while filled.len() < 6 {
+            let (received, mut rest) = self.ring.recv(&socket, first).await;
+            match received? {
+                0 => return Ok(()),
+                bytes => filled.unsplit(rest.split_to(bytes)),
+            }
+            first = rest;
+        }
+        match i16::from_be_bytes([filled[4], filled[5]]) {
+            api if api == ApiKey::Produce.number() => ingest::receive(&self, &socket, &filled).await,
+            api if api == ApiKey::Fetch.number() => {
+                let known = filled.len();
+                filled.unsplit(first);
+                self.answer_reader(&socket, filled, known).await
+            }
+            api => bail!("a request of API {api} at the floor, which knows Produce and Fetch"),
+        }
+    }
+
+    /// One request at a time: no reader of the load has more in flight.
+    async fn answer_reader(
+        &self,
+        socket: &Socket,
+        mut request: ringlog::sys::LeaseMut,
+        mut known: usize,
+    ) -> Result<()> {
+        let reader = self.connections.replace(self.connections.get() + 1);
+        let mut answer = Answer::default();
+        let mut ahead = None;
+        loop {
+            let whole = request.first_chunk().map(|prefix| 4 + i32::from_be_bytes(*prefix) as usize);
+            if known >= 4 && whole.is_some_and(|whole| whole <= known) {
+                let asked = Asked::read(&request[4..known])?;
+                match &self.stored {
+                    Some((stored, way)) => {
+                        egress::answer(self, stored, *way, socket, &asked, &mut answer, &mut ahead).await?;
+                    }
+                    None => self.memory.answer(&self.ring, socket, reader, &asked, &mut answer).await?,
+                }
+                known = 0;
+            }
+            let mut filled = request.split_to(known);
+            let (received, mut rest) = self.ring.recv(socket, request).await;
+            let bytes = received?;
+            filled.unsplit(rest.split_to(bytes));
+            filled.unsplit(rest);
+            (request, known) = (filled, known + bytes);
+            if bytes == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What a reader wants: one partition, from an offset on.
+struct Asked {
+    header: (i16, i32),
+    topic: String,
+    partition: u32,
+    offset: i64,
+    bytes_max: usize,
+}
+
+impl Asked {
+    fn read(frame: &[u8]) -> Result<Asked> {
+        let mut decoder = Decoder::new(frame);
+        let header = RequestHeader::decode(&mut decoder)?;
+        ensure!(header.api == ApiKey::Fetch, "a reader that asks for {}", header.api.name());
+        let request = FetchRequest::decode_from(&mut decoder, header.version)?;
+        let topic = request.topics.iter().next().context("a Fetch without a topic")?;
+        let partition = topic.partitions.iter().next().context("a Fetch without a partition")?;
+        Ok(Asked {
+            header: (header.version, header.correlation_id),
+            topic: topic.name.to_owned(),
+            partition: partition.index as u32,
+            offset: partition.fetch_offset,
+            bytes_max: (partition.partition_max_bytes as usize).min(UNIT_BYTES),
+        })
+    }
+}
+
+/// The protocol's part of an answer, and what goes with it.
+#[derive(Default)]
+struct Answer {
+    frame: GappedFrame,
+    gather: Gather,
+}
+
+impl Answer {
+    /// Encodes an answer with room for `record_bytes`: the bytes before and behind them.
+    fn encode(&mut self, asked: &Asked, end: i64, record_bytes: u64) -> Result<(&[u8], &[u8])> {
+        self.frame.clear();
+        let (version, correlation_id) = asked.header;
+        let terms = FetchResponseTerms { error_code: ErrorCode::None, ..Default::default() };
+        let mut writer = FetchResponseWriter::begin(&mut self.frame, correlation_id, version, &terms, 1)?;
+        writer.topic(&asked.topic, &Uuid::default(), 1);
+        writer.partition(&FetchOutcome::read(asked.partition as i32, end, 0, record_bytes));
+        writer.finish(&[])?;
+        let middle = self.frame.gaps.first().map_or(self.frame.bytes.len(), |gap| gap.position);
+        Ok(self.frame.bytes.split_at(middle))
+    }
+
+    async fn send(&mut self, ring: &Ring, socket: &Socket, more: bool) -> Result<()> {
+        let gather = std::mem::take(&mut self.gather);
+        let (sent, mut gather) = ring.send_gather(socket, gather, more).await;
+        gather.clear();
+        self.gather = gather;
+        sent?;
+        Ok(())
+    }
+
+    fn push(&mut self, lease: Lease) -> Result<()> {
+        let full = |_| anyhow::anyhow!("an answer of more than {} pieces", ringlog::sys::GATHER_MAX);
+        if lease.is_empty() { Ok(()) } else { self.gather.push(lease).map_err(full) }
+    }
+}
+
+/// Those who wait for a state to change: woken at each change, they look again.
+#[derive(Default)]
+struct Changes(RefCell<Vec<Waker>>);
+
+impl Changes {
+    fn tell(&self) {
+        self.0.borrow_mut().drain(..).for_each(Waker::wake);
+    }
+
+    async fn until(&self, there: impl Fn() -> bool) {
+        std::future::poll_fn(|context| {
+            if there() {
+                return Poll::Ready(());
+            }
+            self.0.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
