@@ -4,7 +4,8 @@ use std::net::TcpStream;
 use std::sync::Arc;
 
 use super::EngineError;
-use super::lane::Lane;
+use super::calls::Outcome;
+use super::lane::{Call, Lane};
 use crate::log::{Marks, check_produced};
 use crate::shard::{Ack, Acked, FetchError, Fetched, Partition, Shard};
 use crate::transfer::{Egress, Piece, Response};
@@ -32,24 +33,20 @@ impl PartitionHandle {
     }
 
     /// Appends one record batch (Kafka's format v2, as [`crate::log::BatchBuilder`] makes them) and waits for `ack`, or
-    /// for what the topic promises. The bytes are copied once on their way to the shard.
+    /// for what the topic promises. It is checked on the calling thread, copied once to hand it over and once into the
+    /// shard's memory; in the steady state nothing is allocated. Dropped before it is done, the batch may have been
+    /// appended or not.
     ///
     /// # Errors
     /// The batch is malformed, or see [`crate::shard::AppendError`].
     pub async fn append(&self, batch: &[u8], ack: Option<Ack>) -> Result<Appended, EngineError> {
-        let (this, batch) = (self.clone(), batch.to_vec());
-        self.lane
-            .call(move |shard| async move {
-                let received = shard.ring().now();
-                let header = check_produced(&batch)?;
-                let partition = this.find(&shard)?;
-                let mut lease = shard.ring().lease(batch.len()).await?;
-                drop(lease.split_off(batch.len()));
-                lease.copy_from_slice(&batch);
-                let ticket = partition.append(lease, header, ack, received).await?;
-                Ok(ticket.reached().await?)
-            })
-            .await?
+        let header = check_produced(batch)?;
+        let (asked, answer) = self.lane.slots.append(self.id, header, ack, batch);
+        self.lane.send(Call::Ask(asked))?;
+        match answer.await {
+            Outcome::Appended(appended) => Ok(appended),
+            outcome => Err(self.failure(outcome)),
+        }
     }
 
     /// Whole batches from `offset` on, as they lie on disk: about `bytes_max` of them.
@@ -57,19 +54,36 @@ impl PartitionHandle {
     /// # Errors
     /// See [`crate::shard::FetchError`].
     pub async fn fetch(&self, offset: Offset, bytes_max: u64) -> Result<(Vec<u8>, Fetched), EngineError> {
-        let this = self.clone();
-        self.lane
-            .call(move |shard| async move {
-                let partition = this.find(&shard)?;
-                let mut pieces = Vec::new();
-                let fetched = partition.fetch(offset, bytes_max, Egress::Tail, &mut pieces).await?;
-                let mut bytes = Vec::with_capacity(fetched.bytes as usize);
-                for piece in pieces {
-                    read_piece(&shard, &piece, &mut bytes).await?;
-                }
-                Ok((bytes, fetched))
-            })
-            .await?
+        let mut bytes = Vec::new();
+        let fetched = self.fetch_into(offset, bytes_max, &mut bytes).await?;
+        Ok((bytes, fetched))
+    }
+
+    /// [`PartitionHandle::fetch`] into memory of the caller's, whose former content is dropped: with room enough in it
+    /// nothing is allocated. Dropped before it is done, it leaves the vector empty.
+    ///
+    /// # Errors
+    /// See [`crate::shard::FetchError`].
+    pub async fn fetch_into(
+        &self,
+        offset: Offset,
+        bytes_max: u64,
+        into: &mut Vec<u8>,
+    ) -> Result<Fetched, EngineError> {
+        let (asked, answer) = self.lane.slots.fetch(self.id, offset, bytes_max, into);
+        self.lane.send(Call::Ask(asked))?;
+        match answer.await {
+            Outcome::Fetched(fetched) => Ok(fetched),
+            outcome => Err(self.failure(outcome)),
+        }
+    }
+
+    fn failure(&self, outcome: Outcome) -> EngineError {
+        match outcome {
+            Outcome::Gone => EngineError::Unknown(self.topic.to_string(), self.id.index),
+            Outcome::Failed(error) => error,
+            Outcome::Appended(_) | Outcome::Fetched(_) => unreachable!("an answer to another question"),
+        }
     }
 
     /// Sends whole batches from `offset` on to `stream`, by `egress`, and gives the stream back.
@@ -123,7 +137,7 @@ impl PartitionHandle {
     }
 }
 
-async fn read_piece(shard: &Shard, piece: &Piece, into: &mut Vec<u8>) -> Result<(), EngineError> {
+pub(super) async fn read_piece(shard: &Shard, piece: &Piece, into: &mut Vec<u8>) -> Result<(), EngineError> {
     let (file, mut at, mut left) = match piece {
         Piece::Memory(lease) => {
             into.extend_from_slice(lease);

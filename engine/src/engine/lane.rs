@@ -4,9 +4,11 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::calls::{Asked, Servers, Slots};
 use super::reply::{Sender, reply};
 use super::{DRAIN_TIME_MAX, EngineError};
 use crate::shard::Shard;
@@ -18,7 +20,9 @@ pub(super) const LANE_CALLS_MAX: usize = 4096;
 type Work = Box<dyn FnOnce(Shard) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
 pub(super) enum Call {
-    /// One request of the facade.
+    /// An append or a fetch.
+    Ask(Asked),
+    /// Any other request of the facade.
     Work(Work),
     /// Protocol code; draining waits for its end.
     Serve(Work),
@@ -30,12 +34,15 @@ pub(super) enum Call {
 
 pub(super) struct Lane {
     calls: Mailbox<Call>,
+    /// For appends and fetches.
+    pub slots: Arc<Slots>,
     ended: AtomicBool,
 }
 
 impl Default for Lane {
     fn default() -> Lane {
-        Lane { calls: Mailbox::new(LANE_CALLS_MAX), ended: AtomicBool::new(false) }
+        let calls = Mailbox::new(LANE_CALLS_MAX);
+        Lane { calls, slots: Arc::default(), ended: AtomicBool::new(false) }
     }
 }
 
@@ -74,8 +81,10 @@ impl Lane {
 /// Takes calls until the shard is told to leave.
 pub(super) async fn serve(lane: &Lane, shard: Shard) {
     let serving = Rc::new(Cell::new(0usize));
+    let servers = Servers::new(shard.clone());
     loop {
         match poll_fn(|cx| lane.calls.poll_take(cx)).await {
+            Call::Ask(asked) => servers.serve(asked),
             Call::Work(work) => shard.spawn(work(shard.clone())),
             Call::Serve(work) => {
                 serving.set(serving.get() + 1);

@@ -4,6 +4,7 @@
 //! future, so any runtime can await them and [`block_on`] needs none. Protocol code that wants to live on the
 //! shards, without crossing, uses [`Engine::serve_on_each_shard`].
 
+mod calls;
 mod handle;
 mod lane;
 mod reply;

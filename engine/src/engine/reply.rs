@@ -79,8 +79,12 @@ impl Wake for Unpark {
 
 /// Waits for a future on the calling thread, which sleeps meanwhile. Not for a shard's own thread.
 pub fn block_on<F: Future>(future: F) -> F::Output {
+    thread_local! {
+        /// Made once: it wakes this thread, whatever it waits for.
+        static WAKER: Waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    }
     let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let waker = WAKER.with(Waker::clone);
     loop {
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return value;
