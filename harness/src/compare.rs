@@ -28,7 +28,7 @@ use crate::payload::Payload;
 use crate::progress::Progress;
 use crate::record::{DeclaredCopies, FORMAT, RunRecord, write_whole};
 use crate::report;
-use crate::schedule::{Cell, Plan};
+use crate::schedule::{Cell, CellKind, Plan};
 use crate::spec::{FLOOR, Limits, Load, Pair, RunSpec};
 use crate::summary::summary;
 use crate::tables::is_clean;
@@ -184,9 +184,14 @@ fn run_cells(
             progress: progress.clone(),
         };
         let before = target.counters()?;
+        target.forget_stages()?;
         let mut measured = run.run().with_context(|| format!("cell {cell}"))?;
         measured.start_seconds = start_seconds;
         measured.server_counters = target.counters()?;
+        // They are shown for latencies only: everywhere they would double the record.
+        if cell.kind == CellKind::Latency {
+            measured.stages = target.stages()?;
+        }
         // Of producers alone nothing went out while it was measured.
         if cell.load != Load::Produce {
             measured.notes.extend(fallback(&before, &measured.server_counters, &cell.row.egress));

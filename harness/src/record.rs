@@ -101,6 +101,9 @@ pub struct CellRecord {
     pub cores: BTreeMap<usize, CoreSeconds>,
     /// The log's files in the page cache, before and after.
     pub residency: Option<ResidencyPair>,
+    /// Where the time of appends went on the server, warm-up and draining included; empty where it does not say.
+    #[serde(default)]
+    pub stages: BTreeMap<String, Latencies>,
     /// What verification found, warm-up and draining included.
     pub findings: Findings,
     /// Requests that the server answered with an error, by its name.
@@ -132,6 +135,7 @@ impl CellRecord {
             client: ProcessUse::default(),
             cores: BTreeMap::new(),
             residency: None,
+            stages: BTreeMap::new(),
             findings: Findings::default(),
             errors: BTreeMap::new(),
             server_counters: serde_json::Value::Null,
@@ -296,6 +300,7 @@ pub(crate) mod tests {
                     record.produce.record(1_000, 2_000, 1_000 + place * 100_000 + request * 100);
                     record.end_to_end.record(place * 200_000 + request * 100);
                     record.lateness.count(1_000, 2_000);
+                    record.stages.entry("write".into()).or_default().record(place * 50_000 + request);
                 }
             }
         }

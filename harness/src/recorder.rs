@@ -71,6 +71,13 @@ impl Recorder {
     }
 }
 
+/// Of a histogram in nanoseconds, whatever its precision.
+impl From<Histogram<u64>> for Latencies {
+    fn from(histogram: Histogram<u64>) -> Latencies {
+        Latencies(histogram)
+    }
+}
+
 /// Its quantiles: thirty thousand counts help nobody.
 impl fmt::Debug for Latencies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -11,7 +11,7 @@ use crate::record::{CellRecord, RunRecord};
 use crate::recorder::Recorder;
 use crate::schedule::CellKind;
 use crate::spec::Pair;
-use crate::tables::{Section, Verdict, sections, trimmed, verdict, warnings};
+use crate::tables::{STAGES, Section, Verdict, sections, trimmed, verdict, warnings};
 use crate::units::{binary_bytes, nanoseconds, three_digits};
 
 /// Makes the page.
@@ -31,6 +31,7 @@ struct Page {
     warnings: Vec<String>,
     verdict: Verdict,
     sections: Vec<Section>,
+    stages: [(&'static str, &'static str); 5],
     plots: Vec<Plot>,
     declared: Vec<[String; 5]>,
     facts: Vec<(String, String)>,
@@ -69,6 +70,7 @@ impl Page {
             warnings: warnings(record),
             verdict: verdict(&record.cells.iter().collect::<Vec<_>>()),
             sections: sections(record),
+            stages: STAGES,
             plots,
             declared: declared(record),
             facts: facts(record),
@@ -204,6 +206,8 @@ mod tests {
             "ringlog-harness compare --seed 42",
             "seed 42",
             "prefers-color-scheme: dark",
+            "Where the time of an append went",
+            "floor+memory",
             "4000 requests",
             "2026-11-25 05:03:18",
         ] {

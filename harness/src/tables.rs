@@ -10,7 +10,7 @@ use crate::floor::validity::Validity;
 use crate::intervals::chart;
 use crate::plot::row_colour;
 use crate::record::{CellRecord, RunRecord};
-use crate::recorder::Recorder;
+use crate::recorder::{Latencies, Recorder};
 use crate::schedule::CellKind;
 use crate::spec::{Load, Pair};
 use crate::units::{binary_bytes, nanoseconds, three_digits};
@@ -18,6 +18,15 @@ use crate::verify::Findings;
 
 /// A quantile with fewer requests beyond it than this is marked: it says little.
 pub const REQUESTS_BEYOND_MIN: f64 = 10.0;
+
+/// The stages of an append on the server, as it names them, and what each is.
+pub const STAGES: [(&str, &str); 5] = [
+    ("accept", "parse, checksum, copy, until it has an offset"),
+    ("gather", "waiting for the write before it"),
+    ("write", "the write"),
+    ("flush", "the flush, where the promise asks for one"),
+    ("answer", "all of it: received to answered"),
+];
 
 /// More of the cores' time than this for others, and the numbers are theirs as much as ours.
 const OTHERS_SHARE_MAX: f64 = 0.25;
@@ -50,6 +59,14 @@ pub struct Section {
     pub charts: Vec<String>,
 }
 
+impl Section {
+    /// Whether any server said where the time of its appends went.
+    #[must_use]
+    pub fn has_stages(&self) -> bool {
+        self.rows.iter().any(|row| !row.stages.is_empty())
+    }
+}
+
 /// A row against the first one, ready to print.
 pub struct DifferenceLine {
     /// ingress+egress; of the repeat, what it is.
@@ -72,6 +89,8 @@ pub struct RowLine {
     pub throughput: Spread,
     /// At the fixed rate, where that was measured.
     pub latency: Option<LatencyLine>,
+    /// Where that time went on the server: median and 99th percentile of each of [`STAGES`] that was passed.
+    pub stages: Vec<(String, String)>,
     /// CPU seconds of the server for each GB.
     pub cpu: CpuLine,
     /// MB/s as a part of the floor's; CPU of both cores for each GB as a multiple of the floor's.
@@ -207,6 +226,7 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
             colour: row_colour(index),
             throughput: spread(throughput.iter().map(|cell| Some(cell.megabytes_per_second()))),
             latency: latency_line(&latency),
+            stages: stage_line(&latency),
             cpu: cpu_line(&throughput),
             of_floor: of_floor(record, row, load, batch_bytes),
             cores: cores(record, &throughput),
@@ -322,6 +342,20 @@ fn latency_line(cells: &[&CellRecord]) -> Option<LatencyLine> {
         requests: quantiles.count,
         late: cells.iter().map(|cell| cell.lateness.late + cell.lateness.never_sent).sum(),
     })
+}
+
+fn stage_line(cells: &[&CellRecord]) -> Vec<(String, String)> {
+    let of_stage = |name: &str| {
+        let mut merged = Latencies::default();
+        cells.iter().filter_map(|cell| cell.stages.get(name)).for_each(|stage| merged.add(stage));
+        let quantiles = merged.quantiles();
+        let shown = |ns| if quantiles.count > 0 { nanoseconds(ns) } else { "-".to_owned() };
+        (shown(quantiles.p50_ns), shown(quantiles.p99_ns))
+    };
+    if cells.iter().all(|cell| cell.stages.is_empty()) {
+        return Vec::new();
+    }
+    STAGES.iter().map(|(name, _)| of_stage(name)).collect()
 }
 
 fn cpu_line(cells: &[&CellRecord]) -> CpuLine {

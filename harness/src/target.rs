@@ -6,11 +6,14 @@
 //!
 //! ```text
 //! child:  listening on 127.0.0.1:40123
-//! us:     counters              child:  {"shard":{..},"egress":{..},"stages":{..}}
+//! us:     counters              child:  {"shard":{..},"egress":{..}}
+//! us:     forget-stages         child:  {}
+//! us:     stages                child:  {"accept":"<base64>",..}
 //! us:     delete cell-007       child:  {"deleted":"cell-007"}
 //! us:     (end of input)        child:  {"shard":..}, exit status 0
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -18,11 +21,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use ringlog::shard::Stage;
 use ringlog::sys::topology::pin_to;
-use ringlog::{Ack, Egress, Engine, EngineConfig, EngineCounters, Ingress, block_on};
+use ringlog::{Ack, Egress, Engine, EngineConfig, EngineCounters, Ingress, Shard, block_on};
 use ringlog_broker::BrokerConfig;
 use serde_json::{Value, json};
 
+use crate::recorder::Latencies;
 use crate::schedule::Cell;
 use crate::spec::{Load, Pair, RunSpec};
 
@@ -177,6 +182,30 @@ impl Target {
         }
     }
 
+    /// Forgets where the time of appends went so far.
+    ///
+    /// # Errors
+    /// When it died.
+    pub fn forget_stages(&mut self) -> Result<()> {
+        match self {
+            Target::Child(server) => server.ask("forget-stages").map(drop),
+            Target::Wire(_) => Ok(()),
+        }
+    }
+
+    /// Where the time of appends went since it was told to forget; nothing of a server that does not say.
+    ///
+    /// # Errors
+    /// When it died, or says something else.
+    pub fn stages(&mut self) -> Result<BTreeMap<String, Latencies>> {
+        match self {
+            Target::Child(server) => {
+                Ok(serde_json::from_value(server.ask("stages")?).context("the stages of a server")?)
+            }
+            Target::Wire(_) => Ok(BTreeMap::new()),
+        }
+    }
+
     /// Deletes a topic that a cell is done with.
     ///
     /// # Errors
@@ -299,6 +328,18 @@ fn obey(engine: &Engine, command: &str) -> Result<Value> {
             Ok(json!({"deleted": topic}))
         }
         None if command == "counters" => Ok(described(&block_on(engine.counters())?[0])),
+        None if command == "forget-stages" => {
+            block_on(engine.on_shard(|shard| async move { shard.stages().clear() }))?;
+            Ok(json!({}))
+        }
+        None if command == "stages" => {
+            let copy = |shard: Shard| async move {
+                Stage::ALL.map(|stage| (stage.name(), shard.stages().histogram(stage)))
+            };
+            let stages = block_on(engine.on_shard(copy))?.into_iter();
+            let stages = stages.map(|(name, histogram)| (name, Latencies::from(histogram)));
+            Ok(serde_json::to_value(stages.collect::<BTreeMap<_, _>>())?)
+        }
         _ => bail!("there is no command `{command}`"),
     }
 }
@@ -321,11 +362,6 @@ fn described(counters: &EngineCounters) -> Value {
         });
         (egress.name().to_owned(), counted)
     });
-    let stages = counters.stages.iter().map(|stage| {
-        let times =
-            json!({"count": stage.count, "p50_ns": stage.p50, "p99_ns": stage.p99, "max_ns": stage.max});
-        (stage.name.to_owned(), times)
-    });
     json!({
         "shard": {
             "ingress_bytes": counters.shard.ingress_bytes,
@@ -342,6 +378,5 @@ fn described(counters: &EngineCounters) -> Value {
             "arena_registered_bytes": arena.registered_bytes,
         },
         "egress": egress.collect::<serde_json::Map<_, _>>(),
-        "stages": stages.collect::<serde_json::Map<_, _>>(),
     })
 }

@@ -54,6 +54,11 @@ impl Stages {
         self.0[stage as usize].borrow_mut().saturating_record(nanos.max(1));
     }
 
+    /// Forgets everything, to begin a measurement.
+    pub fn clear(&self) {
+        self.0.iter().for_each(|histogram| histogram.borrow_mut().reset());
+    }
+
     /// A copy of the histogram of `stage`.
     #[must_use]
     pub fn histogram(&self, stage: Stage) -> Histogram<u64> {
