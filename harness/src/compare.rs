@@ -46,6 +46,9 @@ pub struct Compare {
     /// What to run it on: child, or wire=HOST:PORT
     #[arg(long, hide = true, default_value = "child")]
     pub target: String,
+    /// Make the repeat of the first row cost so much more CPU, to see whether that is noticed
+    #[arg(long, hide = true)]
+    pub handicap_percent: Option<f64>,
 }
 
 /// Removes the servers' logs when the run is over, also when it failed.
@@ -56,7 +59,7 @@ struct DataDirectory(PathBuf);
 /// # Errors
 /// A refused flag, a server that did not come up or died, a broken connection, files that cannot be written.
 pub fn compare(told: Compare) -> Result<bool> {
-    let Compare { mut spec, target } = told;
+    let Compare { mut spec, target, handicap_percent } = told;
     if spec.full {
         spec.rows = every_pair();
     }
@@ -97,18 +100,19 @@ pub fn compare(told: Compare) -> Result<bool> {
             Some(address) => Target::Wire(address),
             None => {
                 let data_dir = data.0.join(row.to_string());
-                Target::start_child(row, &spec.ack.to_string(), server_core, &data_dir, &out)?
+                Target::start_child(row, &spec.ack.to_string(), None, server_core, &data_dir, &out)?
             }
         });
     }
 
-    // The first row a second time, on a server of its own.
+    // The first row a second time, on a server of its own; it must not be praised or blamed, unless it was asked to be.
     let first = &spec.rows[0];
     targets.push(match wire {
         Some(address) => Target::Wire(address),
         None => {
             let data_dir = data.0.join(format!("{first}-again"));
-            Target::start_child(first, &spec.ack.to_string(), server_core, &data_dir, &out)?
+            let ack = spec.ack.to_string();
+            Target::start_child(first, &ack, handicap_percent, server_core, &data_dir, &out)?
         }
     });
 

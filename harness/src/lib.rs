@@ -42,6 +42,7 @@ pub mod client;
 pub mod compare;
 pub mod consumers;
 pub mod floor;
+pub mod handicap;
 pub mod producers;
 pub mod target;
 pub mod waiting;

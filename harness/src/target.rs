@@ -27,6 +27,7 @@ use ringlog::{Ack, Egress, Engine, EngineConfig, EngineCounters, Ingress, Shard,
 use ringlog_broker::BrokerConfig;
 use serde_json::{Value, json};
 
+use crate::handicap;
 use crate::recorder::Latencies;
 use crate::schedule::Cell;
 use crate::spec::{Load, Pair, RunSpec};
@@ -56,6 +57,9 @@ pub struct ServeChild {
     /// The core to run on
     #[arg(long)]
     core: usize,
+    /// Burn so much more CPU than is used
+    #[arg(long)]
+    handicap_percent: Option<f64>,
 }
 
 /// A broker that runs the load's requests.
@@ -83,8 +87,17 @@ impl Target {
     ///
     /// # Errors
     /// When it does not come up; its own words are in the error.
-    pub fn start_child(row: &Pair, ack: &str, core: usize, data_dir: &Path, logs: &Path) -> Result<Target> {
-        let words = ["--ingress", &row.ingress, "--egress", &row.egress, "--ack", ack];
+    pub fn start_child(
+        row: &Pair,
+        ack: &str,
+        handicap_percent: Option<f64>,
+        core: usize,
+        data_dir: &Path,
+        logs: &Path,
+    ) -> Result<Target> {
+        let mut words = vec!["--ingress", &row.ingress, "--egress", &row.egress, "--ack", ack];
+        let percent = handicap_percent.map(|percent| percent.to_string());
+        words.extend(percent.iter().flat_map(|percent| ["--handicap-percent", percent]));
         Target::start("serve-child", &words, row, core, data_dir, logs)
     }
 
@@ -298,6 +311,9 @@ impl Drop for Server {
 pub fn serve_child(told: &ServeChild) -> Result<()> {
     // Before the engine starts any thread: all of them inherit the core.
     pin_to(told.core)?;
+    if let Some(percent) = told.handicap_percent {
+        handicap::begin(percent);
+    }
     let mut config = EngineConfig::new(&told.data_dir);
     config.cores = Some(vec![told.core]);
     config.shard.ingress = told.ingress;

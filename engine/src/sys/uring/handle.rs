@@ -35,7 +35,14 @@ pub struct OsHandle {
 /// Which places of the ring's file table are free, and which are to be emptied before the next visit.
 pub(crate) struct FixedTable {
     vacant: RefCell<Vec<u32>>,
-    retired: RefCell<Vec<u32>>,
+    retired: RefCell<Vec<Retired>>,
+}
+
+/// A place that is to be emptied, and what is to be closed once it is: the table holds the file open as well, and the last
+/// one to let go of an unlinked segment frees its blocks, which may take the device's time.
+struct Retired {
+    index: u32,
+    then_close: Option<(OwnedFd, helpers::Sender)>,
 }
 
 impl FixedTable {
@@ -60,16 +67,19 @@ impl FixedTable {
         }
     }
 
-    /// Takes the files of dropped handles out of the ring, which closes them.
+    /// Takes the files of dropped handles out of the ring, then has them closed.
     pub(crate) fn retire(&self, ring: &IoUring, system_calls: &mut u64) {
         if self.retired.borrow().is_empty() {
             return;
         }
-        for index in self.retired.borrow_mut().drain(..) {
+        for Retired { index, then_close } in self.retired.borrow_mut().drain(..) {
             *system_calls += 1;
             let emptied = ring.submitter().register_files_update(index, &[-1]);
             assert!(emptied.is_ok(), "place {index} of the file table could not be emptied: {emptied:?}");
             self.vacant.borrow_mut().push(index);
+            if let Some((fd, closer)) = then_close {
+                closer.send_unanswered(Job::Close(fd));
+            }
         }
     }
 }
@@ -121,14 +131,18 @@ impl OsHandle {
 
 impl Drop for OsHandle {
     fn drop(&mut self) {
-        if let Some(index) = self.fixed {
-            self.table.retired.borrow_mut().push(index);
-        }
-        let fd = self.fd.take().expect("a handle is dropped once");
-        if let Some(closer) = &self.closer
-            && let Some(fd) = Arc::into_inner(fd)
-        {
-            closer.send_unanswered(Job::Close(fd));
+        let fd = Arc::into_inner(self.fd.take().expect("a handle is dropped once"));
+        // A socket has no closer: it is closed here, or when its place is emptied.
+        let then_close = match (fd, self.closer.take()) {
+            (Some(fd), Some(closer)) => Some((fd, closer)),
+            _ => None,
+        };
+        match (self.fixed, then_close) {
+            (Some(index), then_close) => {
+                self.table.retired.borrow_mut().push(Retired { index, then_close });
+            }
+            (None, Some((fd, closer))) => closer.send_unanswered(Job::Close(fd)),
+            (None, None) => {}
         }
     }
 }
