@@ -209,14 +209,30 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     let signal = stop_signals.wait().context("waiting for a signal")?;
     tracing::info!("{signal}: answering what is under way, then stopping");
     let cores = engine.cores().to_vec();
+    let counters = block_on(engine.counters())?;
     engine.close().context("stopping cleanly")?;
-    let spread: Vec<String> = std::iter::zip(cores, serving.ended())
+    let spread: Vec<String> = std::iter::zip(&cores, serving.ended())
         .map(|(core, served)| match served {
             Some(served) => format!("core {core}: {}", served.accepted),
             None => format!("core {core}: dropped before it ended"),
         })
         .collect();
     println!("connections: {}", spread.join(", "));
+    let crossed: Vec<String> = std::iter::zip(&cores, &counters)
+        .map(|(core, counted)| {
+            let lanes = counted.shard.lanes;
+            format!(
+                "core {core}: {} asked of others, {} for others, {} waited for room (longest {} us)",
+                lanes.calls_out,
+                lanes.calls_in,
+                lanes.waits,
+                lanes.longest_wait_nanos / 1000
+            )
+        })
+        .collect();
+    if cores.len() > 1 {
+        println!("requests between cores: {}", crossed.join("; "));
+    }
     Ok(())
 }
 
