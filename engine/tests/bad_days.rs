@@ -257,3 +257,20 @@ fn a_segment_that_was_deleted_by_hand_is_missed_by_name_and_what_is_behind_it_is
     assert_eq!(end, Offset(BATCHES * RECORDS_A_BATCH), "no offset is assigned twice");
     engine.close().unwrap();
 }
+
+#[test]
+fn where_the_offsets_end_appends_are_refused_and_the_rest_goes_on() {
+    // A stray file with the last name there is: the log ends where no record can be.
+    let home = Home::filled(true);
+    let last = home.partition_dir().join(format!("{:0>20}.log", i64::MAX));
+    home.segments().iter().for_each(|path| fs::remove_file(path).unwrap());
+    fs::write(&last, []).unwrap();
+    for _ in 0..2 {
+        let engine = home.open();
+        let partition = partition(&engine);
+        let refused = block_on(partition.append(&batch(0), None)).unwrap_err();
+        assert!(refused.to_string().contains("offsets end"), "{refused}");
+        assert_eq!(read_from(&partition, i64::MAX), (vec![], None));
+        engine.close().unwrap();
+    }
+}
