@@ -274,3 +274,24 @@ fn where_the_offsets_end_appends_are_refused_and_the_rest_goes_on() {
         engine.close().unwrap();
     }
 }
+
+#[test]
+fn a_fence_is_still_there_after_a_clean_stop() {
+    let home = Home::filled(true);
+    let path = &home.segments()[1];
+    let mut bytes = fs::read(path).unwrap();
+    bytes[400] ^= 0x10;
+    fs::write(path, &bytes).unwrap();
+    files(&home.partition_dir(), "index").iter().for_each(|path| fs::remove_file(path).unwrap());
+    let mut found = Vec::new();
+    for _ in 0..3 {
+        let engine = home.open();
+        let partition = partition(&engine);
+        let (before, error) = read_from(&partition, 0);
+        let Some(FetchError::Corrupt(range)) = error else { panic!("{error:?} after {before:?}, {found:?}") };
+        found.push((before, range, read_from(&partition, range.to.0)));
+        engine.close().unwrap();
+    }
+    assert!(found.iter().all(|one| *one == found[0]), "{found:?}");
+    assert_eq!(found[0].0.len() + found[0].2.0.len(), BATCHES as usize - 1, "one batch is rotten");
+}
