@@ -131,6 +131,8 @@ fn own_files() {
     for (kind, text) in texts.iter().enumerate() {
         seed("own_files", &format!("text-{kind}"), &[&[kind as u8][..], text.as_bytes()].concat());
     }
+    let twice = format!("\x031\n2\nt {id} 2 17 live\nt AAAAAAAAAAAAAAAAAAAAAg 1 0 live\n");
+    seed("own_files", "topic-of-a-name-that-comes-twice", twice.as_bytes());
     let (mut index, mut times) = (OffsetIndex::new(Offset(5), 10), TimeIndex::new(Offset(5)));
     for batch in 0..4 {
         index.note_batch(Offset(5 + batch * 2), Offset(6 + batch * 2), Position(batch as u64 * 100), 100);
