@@ -295,3 +295,21 @@ fn a_fence_is_still_there_after_a_clean_stop() {
     assert!(found.iter().all(|one| *one == found[0]), "{found:?}");
     assert_eq!(found[0].0.len() + found[0].2.0.len(), BATCHES as usize - 1, "one batch is rotten");
 }
+
+#[test]
+fn partitions_beyond_all_measure_are_refused_by_name_not_made() {
+    let home = Home::filled(true);
+    let path = home.0.path().join("ringlog-topics");
+    let registry = fs::read_to_string(&path).unwrap();
+    fs::write(&path, registry.replace(" 1 ", " 2147483647 ")).unwrap();
+    let opened = Engine::open(EngineConfig::new(home.0.path()));
+    let refused = opened.err().expect("refused").to_string();
+    assert!(refused.contains("2147483647 partitions"), "{refused}");
+    // Without a registry directories count, and not all of them are partitions.
+    for name in ["backup-20260101", "backup-2147483647"] {
+        let home = Home(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+        fs::create_dir(home.0.path().join(name)).unwrap();
+        let refused = Engine::open(EngineConfig::new(home.0.path())).err().expect("refused").to_string();
+        assert!(refused.contains("topic backup would have"), "{refused}");
+    }
+}
