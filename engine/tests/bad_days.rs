@@ -257,3 +257,59 @@ fn a_segment_that_was_deleted_by_hand_is_missed_by_name_and_what_is_behind_it_is
     assert_eq!(end, Offset(BATCHES * RECORDS_A_BATCH), "no offset is assigned twice");
     engine.close().unwrap();
 }
+
+#[test]
+fn where_the_offsets_end_appends_are_refused_and_the_rest_goes_on() {
+    // A stray file with the last name there is: the log ends where no record can be.
+    let home = Home::filled(true);
+    let last = home.partition_dir().join(format!("{:0>20}.log", i64::MAX));
+    home.segments().iter().for_each(|path| fs::remove_file(path).unwrap());
+    fs::write(&last, []).unwrap();
+    for _ in 0..2 {
+        let engine = home.open();
+        let partition = partition(&engine);
+        let refused = block_on(partition.append(&batch(0), None)).unwrap_err();
+        assert!(refused.to_string().contains("offsets end"), "{refused}");
+        assert_eq!(read_from(&partition, i64::MAX), (vec![], None));
+        engine.close().unwrap();
+    }
+}
+
+#[test]
+fn a_fence_is_still_there_after_a_clean_stop() {
+    let home = Home::filled(true);
+    let path = &home.segments()[1];
+    let mut bytes = fs::read(path).unwrap();
+    bytes[400] ^= 0x10;
+    fs::write(path, &bytes).unwrap();
+    files(&home.partition_dir(), "index").iter().for_each(|path| fs::remove_file(path).unwrap());
+    let mut found = Vec::new();
+    for _ in 0..3 {
+        let engine = home.open();
+        let partition = partition(&engine);
+        let (before, error) = read_from(&partition, 0);
+        let Some(FetchError::Corrupt(range)) = error else { panic!("{error:?} after {before:?}, {found:?}") };
+        found.push((before, range, read_from(&partition, range.to.0)));
+        engine.close().unwrap();
+    }
+    assert!(found.iter().all(|one| *one == found[0]), "{found:?}");
+    assert_eq!(found[0].0.len() + found[0].2.0.len(), BATCHES as usize - 1, "one batch is rotten");
+}
+
+#[test]
+fn partitions_beyond_all_measure_are_refused_by_name_not_made() {
+    let home = Home::filled(true);
+    let path = home.0.path().join("ringlog-topics");
+    let registry = fs::read_to_string(&path).unwrap();
+    fs::write(&path, registry.replace(" 1 ", " 2147483647 ")).unwrap();
+    let opened = Engine::open(EngineConfig::new(home.0.path()));
+    let refused = opened.err().expect("refused").to_string();
+    assert!(refused.contains("2147483647 partitions"), "{refused}");
+    // Without a registry directories count, and not all of them are partitions.
+    for name in ["backup-20260101", "backup-2147483647"] {
+        let home = Home(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+        fs::create_dir(home.0.path().join(name)).unwrap();
+        let refused = Engine::open(EngineConfig::new(home.0.path())).err().expect("refused").to_string();
+        assert!(refused.contains("topic backup would have"), "{refused}");
+    }
+}

@@ -4,6 +4,7 @@
 //! The shapes are Kafka's (`CheckpointFile.java`, `PartitionMetadataFile.java`, `MetaProperties.java`) but for
 //! the `topics` registry, which is ours. All of them are drawn in `FORMAT.md`.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::str::FromStr;
 
@@ -337,7 +338,7 @@ impl TopicRegistry {
     pub fn parse(text: &str) -> Result<TopicRegistry, CheckpointError> {
         let (mut lines, version) = Lines::counted_of_versions(text, &["0", "1"])?;
         let mut topics: Vec<TopicEntry> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
+        let (mut ids, mut names) = (HashSet::new(), HashSet::new());
         while let Some(mut line) = lines.entry()? {
             let name = line.word("a topic")?.to_owned();
             check_topic_name(&name).map_err(|error| line.error(&error.to_string()))?;
@@ -360,8 +361,12 @@ impl TopicRegistry {
                 }
                 config.push((key.to_owned(), value.to_owned()));
             }
-            if !seen.insert(id) {
+            if !ids.insert(id) {
                 return Err(line.error("this id comes twice"));
+            }
+            // Two of one name would share its directories; one of them on its way out would take the other's along.
+            if !names.insert(name.clone()) {
+                return Err(line.error("this name comes twice"));
             }
             topics.push(TopicEntry { name, id, partitions, first_virtual, state, config });
         }
@@ -468,6 +473,21 @@ mod tests {
             ("Bwc", "Bw"),
         ] {
             assert!(TopicRegistry::parse(&text.replace(from, to)).is_err(), "{to}");
+        }
+    }
+
+    #[test]
+    fn a_registry_with_a_name_or_an_id_twice_is_refused() {
+        let parse = |second: &str| {
+            TopicRegistry::parse(&format!("1\n2\nt0 BwcHBwcHBwcHBwcHBwcHBw 1 0 live\n{second}\n"))
+        };
+        assert_eq!(parse("t1 CAgICAgICAgICAgICAgICA 1 0 live").unwrap().topics.len(), 2);
+        for second in [
+            "t1 BwcHBwcHBwcHBwcHBwcHBw 1 0 live",
+            "t0 CAgICAgICAgICAgICAgICA 1 0 live",
+            "t0 CAgICAgICAgICAgICAgICA 1 0 deleting",
+        ] {
+            assert!(parse(second).unwrap_err().to_string().contains("twice"), "{second}");
         }
     }
 }

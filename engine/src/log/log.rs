@@ -215,7 +215,7 @@ impl Log {
         // Only a lower bound of the place; nothing is readable at a high watermark, so that is enough.
         let start = LogPoint { offset: log_start, segment: segments[holding].base, position: Position(0) };
         let local_epoch = epochs.latest().unwrap_or(Epoch(0));
-        epochs.truncate_from_end(log_end.offset.plus(1));
+        epochs.truncate_from_end(Offset(log_end.offset.0.saturating_add(1)));
         if owner == EpochOwner::Local && epochs.latest() != Some(local_epoch) {
             epochs.assign(local_epoch, log_end.offset);
         }
@@ -227,6 +227,13 @@ impl Log {
             log_end,
         });
         Log { config, owner, segments, epochs, local_epoch, marks, fenced, known: KnownBoundaries::new() }
+    }
+
+    /// Whether there are offsets for `records` more. A log only ends up this far when a file was misnamed or a number
+    /// rotted; it then takes nothing, and is served as it is.
+    #[must_use]
+    pub fn has_offsets_for(&self, records: i32) -> bool {
+        self.log_end().offset.0.checked_add(i64::from(records)).is_some()
     }
 
     /// Whether the next batch, of `bytes` and `records`, needs a new segment.

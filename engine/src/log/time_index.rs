@@ -27,7 +27,8 @@ impl TimeIndex {
     /// Reads an index file that belongs to a segment with offsets below `next_offset`.
     ///
     /// # Errors
-    /// Entries out of order or out of range (entries of zeros after the first are out of order).
+    /// Entries out of order or out of range. Zeros are room that was never filled, but as the first entry they are what
+    /// they say: a batch of one record at time 0.
     pub fn decode(base: Offset, bytes: &[u8], next_offset: Offset) -> Result<TimeIndex, IndexError> {
         let (chunks, rest) = bytes.as_chunks::<TIME_INDEX_ENTRY_BYTES>();
         if !rest.is_empty() {
@@ -38,7 +39,7 @@ impl TimeIndex {
             let (time, relative) = chunk.split_at(8);
             let timestamp = Timestamp(i64::from_be_bytes(time.try_into().expect("8 of 12 bytes")));
             let relative = i32::from_be_bytes(relative.try_into().expect("4 of 12 bytes"));
-            if timestamp == Timestamp(0) && relative == 0 {
+            if timestamp == Timestamp(0) && relative == 0 && index > 0 {
                 return Err(IndexError::Zero { entry: index });
             }
             let limit = next_offset.since(base);
@@ -139,6 +140,15 @@ mod tests {
         assert_eq!(read, index);
         index.truncate(Offset(1029));
         assert_eq!(index.last(), Some((Timestamp(500), Offset(1009))));
+    }
+
+    #[test]
+    fn a_first_record_at_time_zero_can_be_stored() {
+        let mut index = TimeIndex::new(Offset(1000));
+        index.note(Timestamp(0), Offset(1000));
+        assert_eq!(TimeIndex::decode(Offset(1000), &index.encode(), Offset(1001)), Ok(index));
+        let unfilled = TimeIndex::decode(Offset(1000), &[0; 24], Offset(1001));
+        assert_eq!(unfilled, Err(IndexError::Zero { entry: 1 }));
     }
 
     #[test]

@@ -399,12 +399,16 @@ async fn prepare(partition: &Partition, segment: Offset, file: &File, to: Positi
     Ok(())
 }
 
-/// A sealed segment is durable: its indexes are written and its room is given back.
+/// A sealed segment is durable: its indexes are written and its room is given back. One with rot in it gets none: a
+/// segment that has indexes is believed at the next start, one that has none is walked, and fenced again.
 async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
     let ring = &partition.0.common.ring;
-    let parts =
-        partition.0.log.borrow().segment(base).map(|s| (s.index.encode(), s.time_index.encode(), s.end));
-    let Some((index, time_index, end)) = parts else { return Ok(()) };
+    let parts = {
+        let log = partition.0.log.borrow();
+        let fenced = log.fenced().iter().any(|range| range.segment == base);
+        log.segment(base).map(|s| (s.index.encode(), s.time_index.encode(), s.end, fenced))
+    };
+    let Some((index, time_index, end, fenced)) = parts else { return Ok(()) };
     let (index_path, time_path) = {
         let files = partition.0.files.borrow();
         (files.path(base, Ext::Index), files.path(base, Ext::TimeIndex))
@@ -412,8 +416,13 @@ async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
     let file = partition.writer(base).await?;
     ring.trim(&file, end.0).await?;
     // The offset index last: where it is, the file has its exact size and the time index is there.
-    ring.replace(&time_path, time_index).await?;
-    ring.replace(&index_path, index).await?;
+    if fenced {
+        ring.remove(&index_path).await?;
+        ring.remove(&time_path).await?;
+    } else {
+        ring.replace(&time_path, time_index).await?;
+        ring.replace(&index_path, index).await?;
+    }
     if let Some(entry) = partition.0.files.borrow_mut().get_mut(base) {
         entry.writer = None;
         entry.finished = true;

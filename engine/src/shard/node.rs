@@ -18,7 +18,7 @@ use super::lanes::{Letter, mailbox_capacity};
 use super::partition::partition_dir;
 use super::placement::VIRTUAL_SHARDS;
 use super::reserve_file::Reserve;
-use super::topics::{METADATA_FILE, REGISTRY_FILE, TopicPlan};
+use super::topics::{METADATA_FILE, PARTITIONS_MAX, REGISTRY_FILE, TopicPlan};
 use crate::log::{
     CheckpointError, MetaProperties, OffsetCheckpoint, PartitionMetadata, TopicEntry, TopicRegistry,
     TopicState, parse_partition_dir_name,
@@ -251,7 +251,8 @@ async fn checkpoint(ring: &Ring, dir: &Path, name: &str) -> Result<OffsetCheckpo
 async fn registry(ring: &Ring, dir: &Path, defaults: &TopicConfig) -> Result<TopicRegistry, OpenError> {
     let path = dir.join(REGISTRY_FILE);
     if let Some(bytes) = ring.read_file(&path, SMALL_FILE_BYTES_MAX).await? {
-        return TopicRegistry::parse(&text_of(&bytes)).map_err(bad(&path));
+        let registry = TopicRegistry::parse(&text_of(&bytes)).map_err(bad(&path))?;
+        return check_counts(&registry, &path).map(|()| registry);
     }
     let mut topics: BTreeMap<String, TopicEntry> = BTreeMap::new();
     for entry in ring.list(dir).await?.iter().filter(|e| e.is_dir) {
@@ -275,7 +276,20 @@ async fn registry(ring: &Ring, dir: &Path, defaults: &TopicConfig) -> Result<Top
             state: TopicState::Live,
             config: defaults.to_pairs(),
         });
-        known.partitions = known.partitions.max(index + 1);
+        known.partitions = known.partitions.max(index.saturating_add(1));
     }
-    Ok(TopicRegistry { topics: topics.into_values().collect() })
+    let registry = TopicRegistry { topics: topics.into_values().collect() };
+    check_counts(&registry, dir).map(|()| registry)
+}
+
+/// Refuses counts that only a rotten digit, or a directory that is no partition, can have made: partitions are made as
+/// they are counted.
+fn check_counts(registry: &TopicRegistry, path: &Path) -> Result<(), OpenError> {
+    match registry.topics.iter().find(|topic| topic.partitions > PARTITIONS_MAX) {
+        None => Ok(()),
+        Some(TopicEntry { name, partitions, .. }) => Err(OpenError::Refused(format!(
+            "{}: topic {name} would have {partitions} partitions, at most {PARTITIONS_MAX} are possible",
+            path.display()
+        ))),
+    }
 }

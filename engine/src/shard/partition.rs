@@ -255,8 +255,15 @@ impl Partition {
         if header.bytes > bytes_max {
             return Err(AppendError::TooLarge { bytes: header.bytes, bytes_max });
         }
+        let records = header.last_offset_delta + 1;
         loop {
             self.check_open()?;
+            if !self.0.log.borrow().has_offsets_for(records) {
+                let end = self.marks().log_end.offset;
+                return Err(AppendError::Refused(format!(
+                    "{self}: the offsets end, {records} do not fit after {end}"
+                )));
+            }
             if let Some(words) = &*self.0.no_space.borrow() {
                 return Err(AppendError::DiskFull(words.clone()));
             }
@@ -265,7 +272,7 @@ impl Partition {
                 continue;
             }
             let wall = self.0.common.ring.wall_clock();
-            let rolls = self.0.log.borrow().needs_roll(header.bytes, header.last_offset_delta + 1, wall);
+            let rolls = self.0.log.borrow().needs_roll(header.bytes, records, wall);
             if rolls {
                 self.roll();
             }

@@ -185,7 +185,9 @@ impl Shard {
         if self.is_stopping() {
             return Err(TopicError::Stopping);
         }
-        if self.topic(&name).is_some() {
+        // A topic on its way out keeps its name: what is left of its files goes at the next start.
+        let taken = coordinator.registry.borrow().topics.iter().any(|topic| *topic.name == *name);
+        if taken || self.topic(&name).is_some() {
             return Err(TopicError::Exists(name.to_string()));
         }
         let ring = self.ring();
