@@ -128,7 +128,14 @@ fn a_bit_that_flipped_below_the_durable_end_is_fenced_and_the_rest_is_served() {
         let partition = partition(&engine);
         let rotten = read_rotten(path);
         let (before, error) = read_from(&partition, 0);
-        let Some(FetchError::Corrupt(range)) = error else { panic!("{error:?} after {before:?}") };
+        let words = error.as_ref().map(ToString::to_string).unwrap_or_default();
+        let Some(FetchError::Corrupt { path: named, range }) = error else {
+            panic!("{error:?} after {before:?}")
+        };
+        assert_eq!(named, *path);
+        for part in ["t-0", &range.from.to_string(), &format!("positions {} to", range.from_position)] {
+            assert!(words.contains(part), "\"{part}\" is missing in: {words}");
+        }
         assert_eq!(before, all().into_iter().filter(|o| *o < range.from.0).collect::<Vec<_>>());
         assert!(range.from <= Offset(rotten) && Offset(rotten) < range.to, "{range:?} holds {rotten}");
         let (behind, error) = read_from(&partition, range.to.0);

@@ -80,7 +80,8 @@ pub(super) struct Common {
     pub checkpoint_due: Cell<bool>,
     pub checkpoint_busy: Cell<bool>,
     pub checkpoint_waiters: Wakers,
-    device_failed: Cell<bool>,
+    /// Why nothing on this device may be called durable any more, if so.
+    device_failure: RefCell<Option<Arc<str>>>,
     pub stopping: Cell<bool>,
     pub stop_waiters: Wakers,
 }
@@ -140,7 +141,7 @@ impl Shard {
             checkpoint_due: Cell::new(id == ShardId(0)),
             checkpoint_busy: Cell::new(false),
             checkpoint_waiters: Wakers::default(),
-            device_failed: Cell::new(false),
+            device_failure: RefCell::new(None),
             stopping: Cell::new(false),
             stop_waiters: Wakers::default(),
         });
@@ -415,6 +416,10 @@ impl Common {
         let mut partitions = self.partitions.borrow_mut();
         partitions.retain(|known| known.strong_count() > 0);
         partitions.push(Rc::downgrade(&partition.0));
+        drop(partitions);
+        if let Some(why) = self.device_failure() {
+            partition.fail(why.to_string());
+        }
     }
 
     fn each_partition(&self, mut visit: impl FnMut(&Partition)) {
@@ -429,14 +434,20 @@ impl Common {
 
     /// A flush failed: nothing on this device may be called durable any more, on any shard.
     pub(super) fn fail_all(&self, why: &str) {
+        let known = self.device_failure.borrow().is_some();
         self.latch_all(why);
-        if !self.device_failed.replace(true) {
+        if !known {
             self.lanes.announce_failure(why);
         }
     }
 
-    /// Latches the partitions of this shard.
+    pub(super) fn device_failure(&self) -> Option<Arc<str>> {
+        self.device_failure.borrow().clone()
+    }
+
+    /// Latches the partitions of this shard, and those that it will ever have.
     pub(super) fn latch_all(&self, why: &str) {
+        self.device_failure.borrow_mut().get_or_insert_with(|| why.into());
         self.each_partition(|partition| drop(partition.fail(why.to_owned())));
     }
 

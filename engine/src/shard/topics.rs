@@ -188,6 +188,9 @@ impl Shard {
         if self.topic(&name).is_some() {
             return Err(TopicError::Exists(name.to_string()));
         }
+        if let Some(why) = self.0.common.device_failure() {
+            return Err(TopicError::Io(std::io::Error::other(format!("the device has failed: {why}"))));
+        }
         let ring = self.ring();
         let mut id = [0; 16];
         id[..8].copy_from_slice(&ring.random_u64().to_be_bytes());

@@ -517,6 +517,16 @@ impl Ring {
         self.submit(Request::Sync { file: file.clone() }).await.0.map(|_| ())
     }
 
+    /// Whether `file` still has a name, now: one that was removed while open takes writes and flushes as before, and
+    /// nobody will ever find them. Of a file that cannot be asked about it is believed.
+    #[must_use]
+    pub fn has_name(&self, file: &File) -> bool {
+        match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.has_name(file),
+            Driver::Sim(sim) => sim.has_name(file),
+        }
+    }
+
     /// Opens a file, on a helper.
     ///
     /// # Errors

@@ -264,6 +264,7 @@ pub(super) struct FaultPlan {
     pub short_writes: f64,
     pub ignore_syncs: bool,
     pub disk_full: bool,
+    pub descriptors_are_out: bool,
     pub flushes_are_lost: bool,
     pub reuse_memory_in_flight: bool,
 }
@@ -323,6 +324,11 @@ impl Faults {
     /// No file grows any more: preparing room, making files and replacing them fail for want of space.
     pub fn fill_disk(&self, full: bool) {
         self.plan(|plan| plan.disk_full = full);
+    }
+
+    /// Nothing can be opened any more: the process has all the descriptors that it may have.
+    pub fn exhaust_descriptors(&self, out: bool) {
+        self.plan(|plan| plan.descriptors_are_out = out);
     }
 
     /// The file system is known to lose what it says it has flushed.
