@@ -257,3 +257,107 @@ fn a_segment_removed_by_hand_while_open_takes_no_promise_with_it() {
         append(&ring, &made).await.unwrap();
     });
 }
+
+/// Once the deletion was begun again at the next start, by name, and took what had been made under that name since.
+#[test]
+fn a_deletion_that_failed_does_not_take_the_topic_that_came_after() {
+    for seed in SEEDS {
+        println!("seed {seed}");
+        let world = World::new(seed);
+        let (ring, faults) = (world.ring(ARENA), world.faults());
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
+            append(&main, &topic(&shard, "t").await).await.unwrap();
+            faults.fail_removals("/data/t-0", 1);
+            shard.delete_topic("t").await.unwrap_err();
+            assert!(shard.topic("t").is_none(), "it is gone for clients");
+            let again = topic(&shard, "t").await;
+            for _ in 0..2 {
+                append(&main, &again).await.unwrap();
+            }
+            shard.close().await.unwrap();
+            drop((again, shard));
+            let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
+            let found = shard.topic("t").unwrap().here(0).unwrap().clone();
+            assert_eq!(records(&main, &found).await, 2);
+        });
+        ring.shut_down();
+    }
+}
+
+/// Once such files stayed until the next start, just when their room was needed.
+#[test]
+fn what_retention_could_not_remove_it_removes_the_next_time() {
+    in_worlds(|ring, shard, faults| async move {
+        let partition = topic(&shard, "t").await;
+        for _ in 0..12 {
+            append(&ring, &partition).await.unwrap();
+        }
+        let logs = async || {
+            let entries = ring.list("/data/t-0".as_ref()).await.unwrap();
+            entries.iter().filter(|entry| entry.name.to_string_lossy().ends_with(".log")).count()
+        };
+        let before = logs().await;
+        faults.fail_removals("/data/t-0/", 1);
+        partition.advance_log_start(Offset(9)).await.unwrap_err();
+        assert_eq!(partition.marks().log_start, Offset(9));
+        assert_eq!(logs().await, before);
+        shard.enforce_retention().await;
+        assert!(logs().await <= 2, "{} of {before} segments are left", logs().await);
+        append(&ring, &partition).await.unwrap();
+        shard.close().await.unwrap();
+    });
+}
+
+#[test]
+fn without_a_way_past_the_page_cache_everything_goes_through_it_and_says_so() {
+    for seed in SEEDS {
+        println!("seed {seed}");
+        let world = World::new(seed);
+        let (ring, faults) = (world.ring(ARENA), world.faults());
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            faults.refuse_direct(true);
+            let config = ShardConfig { egress: Egress::Direct, ..ShardConfig::new("/data") };
+            let shard = Shard::open(&main, config.clone()).await.unwrap();
+            assert!(!shard.writes_direct(), "whoever asks is told");
+            let partition = topic(&shard, "t").await;
+            for _ in 0..12 {
+                append(&main, &partition).await.unwrap();
+            }
+            assert_eq!(records(&main, &partition).await, 12);
+            shard.close().await.unwrap();
+            drop((partition, shard));
+            let shard = Shard::open(&main, config).await.unwrap();
+            assert_eq!(records(&main, shard.topic("t").unwrap().here(0).unwrap()).await, 12);
+        });
+        ring.shut_down();
+    }
+}
+
+#[test]
+fn a_read_that_fails_while_opening_says_where_and_an_index_is_done_without() {
+    for seed in SEEDS {
+        println!("seed {seed}");
+        let world = World::new(seed);
+        let (ring, faults) = (world.ring(ARENA), world.faults());
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
+            let partition = topic(&shard, "t").await;
+            for _ in 0..12 {
+                append(&main, &partition).await.unwrap();
+            }
+            shard.close().await.unwrap();
+            drop((partition, shard));
+            faults.fail_reads(".log", 1);
+            let words = Shard::open(&main, ShardConfig::new("/data")).await.err().unwrap().to_string();
+            assert_names(&words, &["/data/t-0/0000000000000000", ".log", "position"]);
+            faults.fail_reads(".index", 1);
+            let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
+            assert_eq!(records(&main, shard.topic("t").unwrap().here(0).unwrap()).await, 12);
+        });
+        ring.shut_down();
+    }
+}

@@ -65,6 +65,8 @@ pub(super) struct Inner {
     pub chore_under_way: Cell<bool>,
     /// How often a drain was hindered.
     stop_retries: Cell<u32>,
+    /// Base offsets of segments whose files are still to be removed.
+    unremoved: RefCell<Vec<Offset>>,
     /// The durable end that was last handed to the checkpoint.
     pub checkpointed: Cell<LogPoint>,
     /// What of the tail cache is ours, as last counted.
@@ -116,6 +118,7 @@ impl Partition {
             flush_under_way: Cell::new(false),
             chore_under_way: Cell::new(false),
             stop_retries: Cell::new(0),
+            unremoved: RefCell::new(Vec::new()),
             checkpointed: Cell::new(end),
             cached_bytes: Cell::new(0),
             ack_waiters: Wakers::default(),
@@ -425,6 +428,7 @@ impl Partition {
         self.moved(&removed);
         // Kept aside under their names until gone: the new segment may bear the name of an old one.
         self.remove_files(&removed).await?;
+        self.remove_owed().await?;
         self.0.files.borrow_mut().push(offset, false);
         self.store_epochs().await?;
         self.0.common.request_checkpoint();
@@ -439,8 +443,9 @@ impl Partition {
     /// Beyond the high watermark, or what the disk said.
     pub async fn advance_log_start(&self, to: Offset) -> Result<(), TruncateError> {
         let removed = self.move_log_start(to)?;
+        self.owe_removal(&removed);
         self.0.common.request_checkpoint();
-        Ok(self.remove_paths(&removed).await?)
+        Ok(self.remove_owed().await?)
     }
 
     /// Moves the log start in memory; says which segments are below it. Their files are still there.
@@ -524,7 +529,31 @@ impl Partition {
         self.remove_paths(bases).await
     }
 
-    pub(super) async fn remove_paths(&self, bases: &[Offset]) -> std::io::Result<()> {
+    /// Segments that the log has let go of and whose files are still there.
+    pub(super) fn owe_removal(&self, bases: &[Offset]) {
+        self.0.unremoved.borrow_mut().extend_from_slice(bases);
+    }
+
+    pub(super) fn owes_removal(&self) -> bool {
+        !self.0.unremoved.borrow().is_empty()
+    }
+
+    /// Removes the files that are owed; what cannot be removed stays owed.
+    pub(super) async fn remove_owed(&self) -> std::io::Result<()> {
+        let owed = self.0.unremoved.take();
+        for (index, base) in owed.iter().enumerate() {
+            if self.0.state.get() == State::Closed {
+                break; // Its directory goes, or has gone.
+            }
+            if let Err(error) = self.remove_paths(&[*base]).await {
+                self.owe_removal(&owed[index..]);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_paths(&self, bases: &[Offset]) -> std::io::Result<()> {
         for &base in bases {
             for ext in [Ext::Index, Ext::TimeIndex, Ext::Log] {
                 let path = self.0.files.borrow().path(base, ext);

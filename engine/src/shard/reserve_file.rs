@@ -34,8 +34,9 @@ impl Reserve {
         path: &Path,
         bytes: Vec<u8>,
     ) -> io::Result<()> {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
         match ring.replace(path, bytes.clone()).await {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if matches!(error.kind(), StorageFull | QuotaExceeded) => {
                 tracing::warn!("{error}; the reserve is given up for it");
                 ring.remove(&dir.join(RESERVE_FILE)).await?;
                 self.0.store(false, Ordering::Relaxed);

@@ -168,7 +168,15 @@ impl Shard {
                     log_start: board.log_start(),
                     clean: node.clean,
                 };
-                partitions.push(recovery::open_partition(&shard.0.common, start).await?);
+                match recovery::open_partition(&shard.0.common, start).await {
+                    Ok(partition) => partitions.push(partition),
+                    Err(error) => {
+                        // Or its tasks would keep the directory locked for as long as the thread lives.
+                        partitions.iter().for_each(Partition::close);
+                        shard.leave();
+                        return Err(error);
+                    }
+                }
             }
             let topic = shard.topic_of(plan, partitions);
             shard.enter_topic(&topic);

@@ -532,6 +532,9 @@ impl State {
 
     fn open(&mut self, path: &Path, options: OpenOptions) -> io::Result<Reply> {
         let path = tidy(path);
+        if options.direct && self.faults.direct_is_refused {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         if options.create && !options.write {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
@@ -612,6 +615,9 @@ impl State {
 
     /// Not being there is success, as long as the directory above is.
     fn remove(&mut self, path: &Path, dir: bool) -> io::Result<()> {
+        if self.faults.fails_removal(path) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let change = match (self.node(path), dir) {
             (None, _) => return self.parent_is_dir(path),
             (Some(Node::File(_)), false) => NameChange::Remove { path: path.to_owned() },

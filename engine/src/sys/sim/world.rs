@@ -261,6 +261,8 @@ pub(super) struct FaultPlan {
     writes: Vec<(String, u32)>,
     syncs: Vec<(String, u32)>,
     reads: Vec<(String, u32)>,
+    removals: Vec<(String, u32)>,
+    pub direct_is_refused: bool,
     pub short_writes: f64,
     pub ignore_syncs: bool,
     pub disk_full: bool,
@@ -276,6 +278,10 @@ impl FaultPlan {
 
     pub fn fails_sync(&mut self, path: &Path) -> bool {
         strikes(&mut self.syncs, path)
+    }
+
+    pub fn fails_removal(&mut self, path: &Path) -> bool {
+        strikes(&mut self.removals, path)
     }
 
     pub fn fails_read(&mut self, path: &Path) -> bool {
@@ -314,6 +320,16 @@ impl Faults {
     /// The next `count` reads of files whose path contains `pattern` fail with an I/O error.
     pub fn fail_reads(&self, pattern: &str, count: u32) {
         self.plan(|plan| note(&mut plan.reads, pattern, count));
+    }
+
+    /// The next `count` removals of files and directories whose path contains `pattern` fail with an I/O error.
+    pub fn fail_removals(&self, pattern: &str, count: u32) {
+        self.plan(|plan| note(&mut plan.removals, pattern, count));
+    }
+
+    /// The file system knows no way past the page cache.
+    pub fn refuse_direct(&self, refuse: bool) {
+        self.plan(|plan| plan.direct_is_refused = refuse);
     }
 
     /// Each write is cut short with this probability, at a place that its file allows.
