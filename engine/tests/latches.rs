@@ -40,6 +40,10 @@ async fn topic(shard: &Shard, name: &str) -> Partition {
 }
 
 async fn append(ring: &Ring, partition: &Partition) -> Result<Acked, AppendError> {
+    append_for(ring, partition, Ack::Durable).await
+}
+
+async fn append_for(ring: &Ring, partition: &Partition, ack: Ack) -> Result<Acked, AppendError> {
     let mut builder = BatchBuilder::new(Timestamp(1));
     builder.push(Timestamp(1), None, Some(&[7; VALUE_BYTES]), &[]);
     let batch = builder.finish().to_vec();
@@ -47,7 +51,7 @@ async fn append(ring: &Ring, partition: &Partition) -> Result<Acked, AppendError
     drop(lease.split_off(batch.len()));
     lease.copy_from_slice(&batch);
     let header = check_produced(&batch).unwrap();
-    partition.append(lease, header, Some(Ack::Durable), ring.now()).await?.reached().await
+    partition.append(lease, header, Some(ack), ring.now()).await?.reached().await
 }
 
 /// How many records can be read from the beginning, each checked.
@@ -111,6 +115,29 @@ fn a_failed_write_latches_its_partition_and_no_other() {
     });
 }
 
+/// As on tmpfs, which takes prepared room back when it cannot prepare more, and where blocks are taken as they are written.
+/// Once that latched the partition for good.
+#[test]
+fn a_write_that_finds_the_disk_full_waits_for_room_as_any_other() {
+    in_worlds(|ring, shard, faults| async move {
+        let partition = topic(&shard, "t").await;
+        append(&ring, &partition).await.unwrap();
+        faults.deny_writes("/data/t-0/", 4);
+        let (main, waits) = (ring.clone(), partition.clone());
+        ring.spawn(async move {
+            append(&main, &waits).await.expect("it keeps its place");
+        });
+        ring.sleep(Duration::from_millis(200)).await;
+        let refused = append(&ring, &partition).await.unwrap_err();
+        assert!(matches!(refused, AppendError::DiskFull(_)), "{refused}");
+        assert_names(&refused.to_string(), &["/data/t-0/00000000000000000000.log", "position"]);
+        ring.sleep(Duration::from_secs(2)).await;
+        assert_eq!(append(&ring, &partition).await.unwrap().offset, Offset(2));
+        assert_eq!(records(&ring, &partition).await, 3);
+        shard.close().await.unwrap();
+    });
+}
+
 #[test]
 fn a_failed_flush_latches_the_device_and_what_is_made_on_it_later() {
     in_worlds(|ring, shard, faults| async move {
@@ -141,20 +168,22 @@ fn a_failed_flush_latches_the_device_and_what_is_made_on_it_later() {
 #[test]
 fn a_flush_that_fails_while_room_is_made_is_not_asked_again() {
     in_worlds(|ring, shard, faults| async move {
-        let partition = topic(&shard, "t").await;
+        let config = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
+        let topic = shard.create_topic("t", 1, config).await.unwrap();
+        let partition = topic.here(0).unwrap().clone();
         append(&ring, &partition).await.unwrap();
         ring.sleep(Duration::from_millis(50)).await;
-        let (mut acked, before) = (1, partition.marks().log_end.offset);
-        // Whatever flushes next fails, be it for room, for a trim or for a promise; and never again.
+        // Nobody asks for a promise, so that the next flush is one that comes with room.
         faults.fail_syncs("/data/t-0/", 1);
-        for _ in 0..30 {
-            acked += i64::from(append(&ring, &partition).await.is_ok());
+        let mut acked = 1;
+        for _ in 0..60 {
+            acked += i64::from(append_for(&ring, &partition, Ack::Written).await.is_ok());
         }
-        assert!(acked < 31, "appends went on from {before} over a flush that had failed");
-        let refused = append(&ring, &partition).await.unwrap_err();
+        ring.sleep(Duration::from_secs(1)).await;
+        let refused = append(&ring, &partition).await.expect_err("a flush had failed");
         assert!(matches!(refused, AppendError::Failed(_)), "{refused}");
-        assert_names(&refused.to_string(), &["t-0", "flush"]);
-        assert!(records(&ring, &partition).await >= acked);
+        assert_names(&refused.to_string(), &["t-0", "/data/t-0/0", "flush", "position"]);
+        assert!(records(&ring, &partition).await >= acked, "what was written is served");
     });
 }
 

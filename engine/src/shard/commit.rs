@@ -13,9 +13,10 @@ use super::acks::Ack;
 use super::config::Mutant;
 use super::errors::AppendError;
 use super::partition::{Partition, State};
+use super::reserve_file::is_full;
 use super::stages::Stage;
 use crate::log::{EpochOwner, Ext, LogPoint};
-use crate::sys::{File, OpenOptions, is_failed_flush, is_passing};
+use crate::sys::{File, OpenOptions, is_passing};
 use crate::transfer::{WriteData, WriteUnit, join, join_writes};
 use crate::types::{Offset, Position};
 
@@ -129,7 +130,8 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     }
     let writes = std::mem::take(&mut unit.writes);
     let places = writes.each_ref().map(|write| write.as_ref().map_or(Position(0), |(at, _)| *at));
-    let writes = writes.map(|write| write.map(|(at, data)| write_all(partition, &file, at, data)));
+    let writes =
+        writes.map(|write| write.map(|(at, data)| write_all(partition, unit.segment, &file, at, data)));
     let mut failure = None;
     for ((slot, at), result) in unit.writes.iter_mut().zip(places).zip(join_writes(writes).await) {
         match result {
@@ -152,6 +154,7 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     if let Some(why) = failure {
         return Err(why);
     }
+    unhinder(partition);
     let end = unit.end;
     partition.0.staged.borrow_mut().finish_unit(unit);
     finish(partition, end);
@@ -183,12 +186,6 @@ fn unhinder(partition: &Partition) {
     }
 }
 
-/// Not so where a flush found no room: what it covered is gone.
-fn is_full(error: &io::Error) -> bool {
-    !is_failed_flush(error)
-        && matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 /// Refuses appends for the time it takes to look again, where that can help: the disk is full, or descriptors are
 /// short. Gives `words` back where it cannot.
 async fn wait_unless_lost(partition: &Partition, error: &io::Error, words: String) -> Result<(), String> {
@@ -197,7 +194,7 @@ async fn wait_unless_lost(partition: &Partition, error: &io::Error, words: Strin
         (false, true) => AppendError::Exhausted(words.clone()),
         (false, false) => return Err(words),
     };
-    if partition.0.hindrance.borrow().as_ref() != Some(&hindrance) {
+    if partition.0.hindrance.borrow().is_none() {
         tracing::error!("{partition}: {hindrance}; appends are refused until that has passed");
         *partition.0.hindrance.borrow_mut() = Some(hindrance);
         partition.0.room_waiters.wake_all();
@@ -211,9 +208,10 @@ async fn wait_unless_lost(partition: &Partition, error: &io::Error, words: Strin
     }
 }
 
-/// Writes all of `data` at `at`, going on after short writes.
+/// Writes all of `data` at `at`, going on after short writes, and when there is room again.
 async fn write_all(
     partition: &Partition,
+    segment: Offset,
     file: &File,
     at: Position,
     data: WriteData,
@@ -223,35 +221,52 @@ async fn write_all(
         |at: u64| io::Error::new(io::ErrorKind::WriteZero, format!("nothing was written at position {at}"));
     match data {
         WriteData::One(lease) => {
-            let (result, lease) = ring.write(file, at.0, lease).await;
-            let mut written = result?;
+            let mut written = 0;
             while written < lease.len() {
                 // A direct write goes on at a whole block; what it repeats is the same bytes.
                 let from = if file.is_direct() { written / 512 * 512 } else { written };
-                let rest = lease.slice(from..lease.len());
-                let (result, _) = ring.write(file, at.0 + from as u64, rest).await;
-                match result? {
-                    0 => return Err(none(at.0 + from as u64)),
-                    n => written = from + n,
+                let (result, _) = ring.write(file, at.0 + from as u64, lease.slice(from..lease.len())).await;
+                match result {
+                    Ok(0) => return Err(none(at.0 + from as u64)),
+                    Ok(n) => written = from + n,
+                    Err(error) => wait_to_write(partition, segment, at.plus(from as u64), error).await?,
                 }
             }
             Ok((at, WriteData::One(lease)))
         }
         WriteData::Many(gather) => {
-            let (mut position, mut gather) = (at.0, gather);
+            let (mut position, mut gather) = (at, gather);
             while gather.bytes() > 0 {
-                let (result, mut rest) = ring.write_gather(file, position, gather).await;
-                let written = result?;
-                if written == 0 {
-                    return Err(none(position));
+                let (result, mut rest) = ring.write_gather(file, position.0, gather).await;
+                match result {
+                    Ok(0) => return Err(none(position.0)),
+                    Ok(written) => {
+                        rest.advance(written);
+                        position = position.plus(written as u64);
+                    }
+                    Err(error) => wait_to_write(partition, segment, position, error).await?,
                 }
-                rest.advance(written);
-                position += written as u64;
                 gather = rest;
             }
             Ok((at, WriteData::Many(gather)))
         }
     }
+}
+
+/// Where a file system takes its blocks only when they are written, or takes back what it had prepared, the write itself
+/// may find the disk full. Nothing is lost by that: it waits like one for which no room could be prepared.
+async fn wait_to_write(
+    partition: &Partition,
+    segment: Offset,
+    at: Position,
+    error: io::Error,
+) -> io::Result<()> {
+    if !is_full(&error) {
+        return Err(error);
+    }
+    let path = partition.0.files.borrow().path(segment, Ext::Log);
+    let words = format!("no room to write at position {at} of {}: {error}", path.display());
+    wait_unless_lost(partition, &error, words).await.map_err(io::Error::other)
 }
 
 /// The write is complete up to `end`: moves the watermark, tells who waits.
@@ -454,7 +469,8 @@ async fn prepare(partition: &Partition, segment: Offset, file: &File, to: Positi
     if to <= prepared {
         return Ok(());
     }
-    partition.mind_flush(partition.0.common.ring.prepare(file, prepared.0, to.0).await)?;
+    let made = partition.0.common.ring.prepare(file, prepared.0, to.0).await;
+    partition.mind_flush(segment, to, made)?;
     let mut log = partition.0.log.borrow_mut();
     if log.active().base == segment && log.active().prepared < to {
         log.set_prepared(to);
@@ -473,7 +489,7 @@ async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
         (files.path(base, Ext::Index), files.path(base, Ext::TimeIndex))
     };
     let file = partition.writer(base).await?;
-    partition.mind_flush(ring.trim(&file, end.0).await)?;
+    partition.mind_flush(base, end, ring.trim(&file, end.0).await)?;
     // The offset index last: where it is, the file has its exact size and the time index is there.
     ring.replace(&time_path, time_index).await?;
     ring.replace(&index_path, index).await?;

@@ -410,7 +410,7 @@ impl Partition {
         self.moved(&cut.removed_segments);
         let (segment, position) = cut.cut;
         let file = self.writer(segment).await?;
-        self.mind_flush(self.0.common.ring.trim(&file, position.0).await)?;
+        self.mind_flush(segment, position, self.0.common.ring.trim(&file, position.0).await)?;
         self.0.log.borrow_mut().set_prepared(position);
         self.remove_files(&cut.removed_segments).await?;
         self.store_epochs().await?;
@@ -619,11 +619,19 @@ impl Partition {
 
     /// A flush that failed within a larger job is as bad as any other: the kernel says it once, and asking again would
     /// be told that all is well.
-    pub(super) fn mind_flush(&self, result: std::io::Result<()>) -> std::io::Result<()> {
+    pub(super) fn mind_flush(
+        &self,
+        segment: Offset,
+        to: Position,
+        result: std::io::Result<()>,
+    ) -> std::io::Result<()> {
         if let Err(error) = &result
             && is_failed_flush(error)
         {
-            self.0.common.fail_all(&format!("{self}: {error}"));
+            let path = self.0.files.borrow().path(segment, Ext::Log);
+            self.0
+                .common
+                .fail_all(&format!("{self}: making {} end at position {to}: {error}", path.display()));
         }
         result
     }

@@ -80,6 +80,8 @@ pub(super) struct Common {
     pub checkpoint_due: Cell<bool>,
     pub checkpoint_busy: Cell<bool>,
     pub checkpoint_waiters: Wakers,
+    /// As they lie on the disk; empty when that is not known.
+    pub log_starts_written: RefCell<Vec<u8>>,
     /// Why nothing on this device may be called durable any more, if so.
     device_failure: RefCell<Option<Arc<str>>>,
     pub stopping: Cell<bool>,
@@ -141,6 +143,7 @@ impl Shard {
             checkpoint_due: Cell::new(id == ShardId(0)),
             checkpoint_busy: Cell::new(false),
             checkpoint_waiters: Wakers::default(),
+            log_starts_written: RefCell::new(Vec::new()),
             device_failure: RefCell::new(None),
             stopping: Cell::new(false),
             stop_waiters: Wakers::default(),

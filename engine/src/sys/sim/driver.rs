@@ -362,6 +362,9 @@ impl State {
         if self.faults.fails_write(&file.path) {
             return Outcome::failed(libc::EIO);
         }
+        if self.faults.finds_no_room(&file.path) {
+            return Outcome::failed(libc::ENOSPC);
+        }
         let mut data = from.take();
         let unit = if file.options.direct { BLOCK_BYTES } else { 1 };
         if self.faults.short_writes > 0.0 && data.len() > unit && self.random.f64() < self.faults.short_writes

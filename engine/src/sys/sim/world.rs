@@ -262,6 +262,7 @@ pub(super) struct FaultPlan {
     syncs: Vec<(String, u32)>,
     reads: Vec<(String, u32)>,
     removals: Vec<(String, u32)>,
+    full_writes: Vec<(String, u32)>,
     pub direct_is_refused: bool,
     pub short_writes: f64,
     pub ignore_syncs: bool,
@@ -278,6 +279,10 @@ impl FaultPlan {
 
     pub fn fails_sync(&mut self, path: &Path) -> bool {
         strikes(&mut self.syncs, path)
+    }
+
+    pub fn finds_no_room(&mut self, path: &Path) -> bool {
+        strikes(&mut self.full_writes, path)
     }
 
     pub fn fails_removal(&mut self, path: &Path) -> bool {
@@ -325,6 +330,11 @@ impl Faults {
     /// The next `count` removals of files and directories whose path contains `pattern` fail with an I/O error.
     pub fn fail_removals(&self, pattern: &str, count: u32) {
         self.plan(|plan| note(&mut plan.removals, pattern, count));
+    }
+
+    /// The next `count` writes to files whose path contains `pattern` find the disk full, though room was prepared.
+    pub fn deny_writes(&self, pattern: &str, count: u32) {
+        self.plan(|plan| note(&mut plan.full_writes, pattern, count));
     }
 
     /// The file system knows no way past the page cache.
