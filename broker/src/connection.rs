@@ -8,10 +8,11 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use ringlog::Shard;
-use ringlog::shard::Route;
+use ringlog::shard::{FetchError, Route};
 use ringlog::sys::{Lease, Moment, Socket};
 
 use crate::config::{BYTES_IN_FLIGHT_MAX, BrokerConfig, REQUESTS_IN_FLIGHT_MAX};
+use crate::guard::{Hold, Mark};
 use crate::produce::Produced;
 use crate::wire::ErrorCode;
 
@@ -25,6 +26,17 @@ pub(crate) struct Broker {
     pub refused_connections: Cell<u64>,
     /// Connections open now.
     pub connections: RefCell<Vec<Rc<Connection>>>,
+}
+
+impl Broker {
+    /// One of the two tasks of a connection has ended; with the second it is no longer open. Before, it would not count
+    /// against the limit while its reader waits for a place in a log.
+    pub(crate) fn forget(&self, connection: &Rc<Connection>) {
+        connection.tasks.set(connection.tasks.get() - 1);
+        if connection.tasks.get() == 0 {
+            self.connections.borrow_mut().retain(|known| !Rc::ptr_eq(known, connection));
+        }
+    }
 }
 
 pub(crate) struct Connection {
@@ -45,8 +57,18 @@ pub(crate) struct Connection {
     pub taking: Cell<bool>,
     /// When the last bytes came from the peer.
     pub heard: Cell<Moment>,
+    /// The answer that is being sent, and the request that is being received, for as long as they take.
+    pub sending: Cell<Option<Hold>>,
+    pub receiving: Cell<Option<Hold>>,
+    /// The guard's notes.
+    pub paced: Cell<Option<Mark>>,
+    pub stalled: Cell<Option<Mark>>,
+    /// Tasks that still work on it: its reader and its writer.
+    tasks: Cell<u8>,
     /// Batches of this peer that were refused.
     pub refused_batches: Cell<u64>,
+    /// Fetches of this peer that the disk failed.
+    failed_fetches: Cell<u64>,
     /// Produce entries to be used again.
     // Boxed as they travel through the queue: taking one must not move it, nor giving it back allocate.
     #[allow(clippy::vec_box)]
@@ -85,7 +107,13 @@ impl Connection {
             answering: Cell::new(false),
             taking: Cell::new(false),
             heard: Cell::new(now),
+            sending: Cell::new(None),
+            receiving: Cell::new(None),
+            paced: Cell::new(None),
+            stalled: Cell::new(None),
+            tasks: Cell::new(2),
             refused_batches: Cell::new(0),
+            failed_fetches: Cell::new(0),
             pool: RefCell::new(Vec::new()),
         }
     }
@@ -166,6 +194,19 @@ impl Connection {
         if refused.is_power_of_two() {
             let (peer, words) = (self.describe(), words.unwrap_or_default());
             tracing::warn!("{route}: a batch of {peer} is refused with {code}: {words} ({refused} so far)");
+        }
+    }
+
+    /// Says what is wrong with the disk under a fetch, the 1st, 2nd, 4th, 8th time: who is told an error asks again.
+    pub(crate) fn note_failed_fetch(&self, route: &Route, offset: i64, error: &FetchError) {
+        if !matches!(error, FetchError::Io(_) | FetchError::Corrupt { .. }) {
+            return;
+        }
+        let failed = self.failed_fetches.get() + 1;
+        self.failed_fetches.set(failed);
+        if failed.is_power_of_two() {
+            let peer = self.describe();
+            tracing::warn!("{route}: a fetch of {peer} at offset {offset} fails: {error} ({failed} so far)");
         }
     }
 

@@ -78,7 +78,9 @@ fn is_followed(field: i32, actual: usize) -> bool {
 pub(crate) fn of_append(error: &AppendError) -> ErrorCode {
     match error {
         AppendError::TooLarge { .. } => ErrorCode::MessageTooLarge,
-        AppendError::Failed(_) | AppendError::DiskFull(_) => ErrorCode::KafkaStorageError,
+        AppendError::Failed(_) | AppendError::DiskFull(_) | AppendError::Exhausted(_) => {
+            ErrorCode::KafkaStorageError
+        }
         AppendError::Closed | AppendError::Moved => ErrorCode::NotLeaderOrFollower,
         // Says "not appended, try again" to every client; librdkafka gives up on THROTTLING_QUOTA_EXCEEDED.
         AppendError::NoMemory(_) => ErrorCode::NotEnoughReplicas,
@@ -89,7 +91,7 @@ pub(crate) fn of_append(error: &AppendError) -> ErrorCode {
 pub(crate) fn of_fetch(error: &FetchError) -> ErrorCode {
     match error {
         FetchError::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
-        FetchError::Corrupt(_) => ErrorCode::CorruptMessage,
+        FetchError::Corrupt { .. } => ErrorCode::CorruptMessage,
         FetchError::Io(_) => ErrorCode::KafkaStorageError,
         FetchError::Closed => ErrorCode::NotLeaderOrFollower,
     }

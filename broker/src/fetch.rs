@@ -121,6 +121,7 @@ pub(crate) async fn answer(
                 }
                 Err(error) => {
                     pieces.truncate(first);
+                    writer.connection.note_failed_fetch(&route, asked.fetch_offset, &error);
                     failed(route.board(), asked.index, errors::of_fetch(&error))
                 }
             };

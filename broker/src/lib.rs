@@ -14,6 +14,7 @@ mod describe_cluster;
 mod describe_configs;
 mod errors;
 mod fetch;
+mod guard;
 mod in_place;
 mod list_offsets;
 mod metadata;

@@ -11,6 +11,7 @@ use ringlog::sys::{LEASE_BYTES_MAX, LeaseMut, Moment, Ring, Timer};
 
 use crate::connection::{Broker, Connection, Entry};
 use crate::errors::Fault;
+use crate::guard::Hold;
 use crate::in_place::{self, Candidate, Outcome};
 use crate::produce::{self, Produced};
 use crate::wire::{ApiKey, Decoder, PREFIX_BYTES, RequestHeader};
@@ -279,14 +280,19 @@ impl<'a> Reader<'a> {
             let whole = (self.buffer.len() / frame * frame).saturating_sub(self.filled);
             if whole >= missing.max(1) { whole } else { room }
         };
+        let held = self.buffer.len();
         let mut into = self.buffer.split_off(self.filled);
         let rest = into.split_off(window);
+        if self.filled > 0 && self.connection.receiving.get().is_none() {
+            self.connection.receiving.set(Some(Hold { bytes: held as u64, since: self.received }));
+        }
         let (result, into) = match all {
             true => self.ring.recv_all(&self.connection.socket, into).await,
             false => self.ring.recv(&self.connection.socket, into).await,
         };
         self.buffer.unsplit(into);
         self.buffer.unsplit(rest);
+        self.connection.receiving.set(None);
         let n = result?;
         self.received = self.ring.now();
         self.connection.heard.set(self.received);

@@ -15,8 +15,10 @@ use ringlog::sys::{LEASE_BYTES_MAX, Listener, Socket};
 use crate::config::{BrokerConfig, CONNECTIONS_MAX};
 use crate::connection::{Broker, Connection};
 use crate::wire::PREFIX_BYTES;
-use crate::{reader, writer};
+use crate::{guard, reader, writer};
 
+/// How often a connection is accepted again after that has failed.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long requests under way may take once a stop was asked for.
 const ANSWERS_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long connections may take to notice that they are closed.
@@ -84,17 +86,25 @@ impl Bound {
 pub async fn serve(bound: Bound) -> Served {
     let Bound { broker, listener, accepted: count } = bound;
     let shard = broker.shard.clone();
-    shard.spawn(close_silent(broker.clone()));
+    shard.spawn(guard::run(broker.clone()));
+    let mut refused = 0u64;
     while let Some(accepted) = until_stop(&shard, shard.ring().accept(&listener)).await {
         match accepted {
             Ok(socket) => {
                 count.set(count.get() + 1);
+                refused = 0;
                 start(&broker, socket);
             }
             Err(error) => {
-                // Out of descriptors, most likely: those who wait are served when others leave.
-                tracing::warn!("accepting on {}: {error}", listener.address());
-                shard.ring().sleep(Duration::from_millis(100)).await;
+                // Out of descriptors, most likely: those who wait are served when others leave. Asked again ten
+                // times a second, and said the 1st, 2nd, 4th, 8th time.
+                refused += 1;
+                if refused.is_power_of_two() {
+                    tracing::warn!("accepting on {}: {error} ({refused} times in a row)", listener.address());
+                }
+                if until_stop(&shard, shard.ring().sleep(ACCEPT_RETRY)).await.is_none() {
+                    break;
+                }
             }
         }
     }
@@ -132,29 +142,16 @@ fn start(broker: &Rc<Broker>, socket: Socket) {
     }
     let connection = Rc::new(Connection::new(socket, broker.shard.ring().now()));
     broker.connections.borrow_mut().push(connection.clone());
-    broker.shard.spawn(reader::run(broker.clone(), connection.clone()));
-    let broker = broker.clone();
-    broker.shard.clone().spawn(async move {
-        writer::run(broker.clone(), connection.clone()).await;
-        broker.connections.borrow_mut().retain(|known| !Rc::ptr_eq(known, &connection));
+    let (reader, writer) = (broker.clone(), broker.clone());
+    let (reads, writes) = (connection.clone(), connection);
+    broker.shard.spawn(async move {
+        reader::run(reader.clone(), reads.clone()).await;
+        reader.forget(&reads);
     });
-}
-
-/// Closes connections that have been silent for too long and wait for nothing: a peer that vanished without a word, or
-/// in the middle of a frame, may not hold memory for ever.
-async fn close_silent(broker: Rc<Broker>) {
-    let (shard, silence_max) = (&broker.shard, broker.config.silence_max);
-    let every = (silence_max / 4).max(Duration::from_millis(10));
-    while until_stop(shard, shard.ring().sleep(every)).await.is_some() {
-        let now = shard.ring().now();
-        for connection in broker.connections.borrow().iter() {
-            let silent = Duration::from_nanos(now.nanos_since(connection.heard.get()));
-            if silent > silence_max && connection.is_idle() {
-                tracing::info!("connection of {} is closed: silent for {silent:.0?}", connection.describe());
-                connection.socket.shutdown();
-            }
-        }
-    }
+    broker.shard.spawn(async move {
+        writer::run(writer.clone(), writes.clone()).await;
+        writer.forget(&writes);
+    });
 }
 
 /// What `future` gives, or `None` when a stop is asked for first.

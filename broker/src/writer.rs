@@ -9,6 +9,7 @@ use ringlog::transfer::{Piece, Response, send};
 use crate::connection::{Broker, Connection, Entry};
 use crate::errors::Fault;
 use crate::fetch::Wanted;
+use crate::guard::Hold;
 use crate::wire::api_versions::{ApiVersionsRequest, ApiVersionsResponse};
 use crate::wire::{
     ApiKey, Decoder, Encode, Encoder, GappedFrame, Message, RequestHeader, Segment, encode_response,
@@ -195,8 +196,12 @@ impl Writer<'_> {
     async fn send(&mut self) -> Result<(), Fault> {
         let shard = &self.broker.shard;
         let egress = shard.config().egress;
-        send(shard.ring(), &self.connection.socket, egress, &mut self.response, shard.transfers()).await?;
-        Ok(())
+        let hold = Hold { bytes: self.response.memory_bytes(), since: shard.ring().now() };
+        self.connection.sending.set(Some(hold));
+        let sent = send(shard.ring(), &self.connection.socket, egress, &mut self.response, shard.transfers());
+        let sent = sent.await;
+        self.connection.sending.set(None);
+        Ok(sent?)
     }
 }
 

@@ -146,7 +146,7 @@ async fn read_all(ring: &Ring, partition: &Partition) -> (Vec<i64>, bool) {
         match partition.fetch(next, 1 << 20, Egress::Copy, &mut pieces).await {
             Ok(fetched) if fetched.bytes == 0 => return (found, true),
             Ok(_) => {}
-            Err(FetchError::Corrupt(range)) => {
+            Err(FetchError::Corrupt { range, .. }) => {
                 assert!(range.to > next, "{range:?} at {next}");
                 next = range.to;
                 continue;

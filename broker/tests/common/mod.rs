@@ -39,6 +39,8 @@ pub type PartitionAnswer = (i32, ErrorCode, i64);
 pub struct Broker {
     child: Child,
     pub address: SocketAddr,
+    /// What it said of itself before it listened.
+    pub said: String,
     errors: PathBuf,
     // Kept open: whoever writes to a closed pipe dies of it.
     _output: BufReader<ChildStdout>,
@@ -52,14 +54,32 @@ impl Broker {
         }
     }
 
+    /// Starts by a shell that sets limits and ends in `exec`: `ulimit -n 64 && exec`.
+    pub fn start_under(limits: &str, home: &Path, options: &[&str]) -> Broker {
+        match Broker::try_start_under(limits, home, options) {
+            Ok(broker) => broker,
+            Err(words) => panic!("the broker did not start under {limits}: {words}"),
+        }
+    }
+
+    pub fn try_start_under(limits: &str, home: &Path, options: &[&str]) -> Result<Broker, String> {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{limits} \"$0\" \"$@\""), env!("CARGO_BIN_EXE_ringlog-broker")]);
+        Broker::start_by(shell, home, options)
+    }
+
     /// Starts, or says what it said on its standard error.
     pub fn try_start(home: &Path, options: &[&str]) -> Result<Broker, String> {
+        Broker::start_by(Command::new(env!("CARGO_BIN_EXE_ringlog-broker")), home, options)
+    }
+
+    fn start_by(mut command: Command, home: &Path, options: &[&str]) -> Result<Broker, String> {
         let errors = home.join("errors.txt");
         let from = std::fs::metadata(&errors).map_or(0, |m| m.len() as usize);
         let error_file: File = OpenOptions::new().create(true).append(true).open(&errors).unwrap();
         // Waited for when the `Broker` is dropped.
         #[allow(clippy::zombie_processes)]
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringlog-broker"))
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(home.join("data"))
             .args(options)
@@ -68,6 +88,7 @@ impl Broker {
             .spawn()
             .unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut said = String::new();
         loop {
             let mut line = String::new();
             if output.read_line(&mut line).unwrap() == 0 {
@@ -77,8 +98,9 @@ impl Broker {
             }
             if let Some(address) = line.strip_prefix("listening on ") {
                 let address = address.trim().parse().unwrap();
-                return Ok(Broker { child, address, errors, _output: output });
+                return Ok(Broker { child, address, said, errors, _output: output });
             }
+            said.push_str(&line);
         }
     }
 
@@ -90,6 +112,16 @@ impl Broker {
         Client::connect(self.address)
     }
 
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// Asks it to stop, and does not wait.
+    pub fn ask_to_stop(&self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+    }
+
     /// What it wrote to its standard error so far, and what brokers before it wrote.
     pub fn errors(&self) -> String {
         std::fs::read_to_string(&self.errors).unwrap()
@@ -97,7 +129,7 @@ impl Broker {
 
     /// Stops cleanly.
     pub fn stop(mut self) {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        self.ask_to_stop();
         let asked = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -212,13 +244,14 @@ impl Client {
         }
     }
 
-    pub fn fetch_with(
+    /// Sends a Fetch request and does not wait; returns its correlation id.
+    pub fn send_fetch(
         &mut self,
         topic: &str,
         partition: i32,
         fetch_offset: i64,
         terms: &FetchTerms<'_>,
-    ) -> Fetched {
+    ) -> i32 {
         let header = self.header(ApiKey::Fetch, FETCH_VERSION);
         let mut bytes = Vec::new();
         let encoder = Encoder::growing(&mut bytes);
@@ -233,11 +266,21 @@ impl Client {
         });
         writer.finish(&[]).unwrap();
         self.send(&bytes);
+        header.correlation_id
+    }
 
+    pub fn fetch_with(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        fetch_offset: i64,
+        terms: &FetchTerms<'_>,
+    ) -> Fetched {
+        let sent = self.send_fetch(topic, partition, fetch_offset, terms);
         let frame = self.receive();
         let mut decoder = Decoder::new(&frame);
         let id = decode_response_header(&mut decoder, ApiKey::Fetch, FETCH_VERSION).unwrap();
-        assert_eq!(id, header.correlation_id, "the answer to this request");
+        assert_eq!(id, sent, "the answer to this request");
         let response = FetchResponse::decode_from(&mut decoder, FETCH_VERSION).unwrap();
         decoder.finish().unwrap();
         assert_eq!(response.error_code, ErrorCode::None);

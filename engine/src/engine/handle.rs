@@ -150,9 +150,9 @@ pub(super) async fn read_piece(shard: &Shard, piece: &Piece, into: &mut Vec<u8>)
         let mut lease = shard.ring().lease(length).await?;
         drop(lease.split_off(length));
         let (read, lease) = shard.ring().read(&file.file, at, lease).await;
-        let n = read?;
+        let n = read.map_err(|e| FetchError::Io(file.explain("reading", at, &e).to_string()))?;
         if n == 0 {
-            return Err(FetchError::Io(format!("{} ends at {at}", file.path.display())).into());
+            return Err(FetchError::Io(file.ends_early(at, at + left).to_string()).into());
         }
         into.extend_from_slice(&lease[..n]);
         at += n as u64;

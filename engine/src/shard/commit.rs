@@ -6,21 +6,26 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::path::Path;
 use std::task::Poll;
 
 use super::acks::Ack;
 use super::config::Mutant;
+use super::errors::AppendError;
 use super::partition::{Partition, State};
+use super::reserve_file::is_full;
 use super::stages::Stage;
 use crate::log::{EpochOwner, Ext, LogPoint};
-use crate::sys::{File, OpenOptions};
+use crate::sys::{File, OpenOptions, is_passing};
 use crate::transfer::{WriteData, WriteUnit, join, join_writes};
 use crate::types::{Offset, Position};
 
 /// The durable end is handed to the checkpoint each time it has moved this far (and at each roll).
 const CHECKPOINT_BYTES: u64 = 64 << 20;
-/// How often a full disk is asked again.
-const SPACE_RETRY: std::time::Duration = std::time::Duration::from_millis(250);
+/// How often a full disk, or a process without descriptors, is asked again.
+const RETRY: std::time::Duration = std::time::Duration::from_millis(250);
+/// How often descriptors are asked for while stopping: others stop as well, and give theirs back.
+const STOP_RETRIES_MAX: u32 = 20;
 /// Room beyond the written end that a write waits for is asked for at once when it is short of this.
 const FIRST_ROOM: u64 = crate::log::PREPARATION_STEP_MIN;
 
@@ -59,7 +64,11 @@ impl Partition {
         let ring = &self.0.common.ring;
         let path = self.0.files.borrow().path(base, Ext::Log);
         let direct = self.0.common.direct_writes();
-        let writer = ring.open(&path, OpenOptions { create: true, write: true, direct }).await?;
+        // Made where nothing of it is on disk yet. Elsewhere an empty file in the place of one that was removed by hand
+        // would be believed to hold what that held.
+        let written = self.marks().written;
+        let create = base > written.segment || (base == written.segment && written.position == Position(0));
+        let writer = ring.open(&path, OpenOptions { create, write: true, direct }).await?;
         let reader = self.open_segment(base).await?;
         let mut files = self.0.files.borrow_mut();
         if let Some(entry) = files.get_mut(base) {
@@ -105,14 +114,14 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     let file = loop {
         match partition.writer(unit.segment).await {
             Ok(file) => break file,
-            Err(e) if is_full(&e) => wait_for_space(partition, &explain("no room for", &e)).await?,
-            Err(e) => return Err(explain("cannot open", &e)),
+            Err(e) => wait_unless_lost(partition, &e, explain("no way to write to", &e)).await?,
         }
     };
+    unhinder(partition);
     let end = unit.writes.iter().flatten().map(|(at, data)| at.plus(data.bytes() as u64)).max();
     let end = end.expect("a unit has something to write");
     if partition.0.log.borrow().segment(unit.segment).is_some_and(|s| s.prepared < end) {
-        find_room(partition, unit.segment, &file, end).await.map_err(|e| explain("no room in", &e))?;
+        find_room(partition, unit.segment, &file, end).await?;
     }
     let submitted = common.ring.now();
     common.stages.note(Stage::Gather, submitted.nanos_since(unit.accepted));
@@ -120,12 +129,20 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
         finish(partition, unit.end);
     }
     let writes = std::mem::take(&mut unit.writes);
-    let writes = writes.map(|write| write.map(|(at, data)| write_all(partition, &file, at, data)));
+    let places = writes.each_ref().map(|write| write.as_ref().map_or(Position(0), |(at, _)| *at));
+    let writes =
+        writes.map(|write| write.map(|(at, data)| write_all(partition, unit.segment, &file, at, data)));
     let mut failure = None;
-    for (slot, result) in unit.writes.iter_mut().zip(join_writes(writes).await) {
+    for ((slot, at), result) in unit.writes.iter_mut().zip(places).zip(join_writes(writes).await) {
         match result {
             Some(Ok(data)) => *slot = Some(data),
-            Some(Err(e)) => failure = Some(explain("write to", &e)),
+            Some(Err(e)) => {
+                let what = format!(
+                    "the log from offset {} on, at position {at} of",
+                    partition.marks().written.offset
+                );
+                failure = Some(explain(&format!("writing {what}"), &e));
+            }
             None => {}
         }
     }
@@ -137,6 +154,7 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     if let Some(why) = failure {
         return Err(why);
     }
+    unhinder(partition);
     let end = unit.end;
     partition.0.staged.borrow_mut().finish_unit(unit);
     finish(partition, end);
@@ -146,49 +164,54 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
 
 /// Makes room for what was accepted already. When the disk is full this waits until it no longer is: nothing more is
 /// accepted meanwhile, and what was keeps its place.
-async fn find_room(partition: &Partition, segment: Offset, file: &File, to: Position) -> io::Result<()> {
+async fn find_room(partition: &Partition, segment: Offset, file: &File, to: Position) -> Result<(), String> {
     loop {
         match prepare(partition, segment, file, to).await {
-            Err(e) if is_full(&e) => {
+            Err(e) => {
                 let path = partition.0.files.borrow().path(segment, Ext::Log);
                 let words = format!("no room up to position {to} of {}: {e}", path.display());
-                if let Err(why) = wait_for_space(partition, &words).await {
-                    return Err(io::Error::other(why));
-                }
+                wait_unless_lost(partition, &e, words).await?;
             }
-            Err(e) => return Err(e),
             Ok(()) => {
-                if partition.0.no_space.take().is_some() {
-                    tracing::info!("{partition}: there is room on the disk again; appends are taken");
-                }
+                unhinder(partition);
                 return Ok(());
             }
         }
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+fn unhinder(partition: &Partition) {
+    if let Some(hindrance) = partition.0.hindrance.take() {
+        tracing::info!("{partition}: appends are taken again; no longer so: {hindrance}");
+    }
 }
 
-/// Refuses appends for the time it takes to look again.
-async fn wait_for_space(partition: &Partition, words: &str) -> Result<(), String> {
-    if partition.0.no_space.borrow().is_none() {
-        tracing::error!("{partition}: {words}; appends are refused until there is room");
-        *partition.0.no_space.borrow_mut() = Some(words.to_owned());
+/// Refuses appends for the time it takes to look again, where that can help: the disk is full, or descriptors are
+/// short. Gives `words` back where it cannot.
+async fn wait_unless_lost(partition: &Partition, error: &io::Error, words: String) -> Result<(), String> {
+    let hindrance = match (is_full(error), is_passing(error)) {
+        (true, _) => AppendError::DiskFull(words.clone()),
+        (false, true) => AppendError::Exhausted(words.clone()),
+        (false, false) => return Err(words),
+    };
+    if partition.0.hindrance.borrow().is_none() {
+        tracing::error!("{partition}: {hindrance}; appends are refused until that has passed");
+        *partition.0.hindrance.borrow_mut() = Some(hindrance);
         partition.0.room_waiters.wake_all();
     }
-    partition.0.common.ring.sleep(SPACE_RETRY).await;
+    partition.0.common.ring.sleep(RETRY).await;
     match partition.0.state.get() {
         State::Open => Ok(()),
+        State::Draining if !is_full(error) && partition.count_stop_retry() < STOP_RETRIES_MAX => Ok(()),
         // Stopping or deleted: what was accepted and has no room is given up, and said to be.
-        State::Draining | State::Closed => Err(words.to_owned()),
+        State::Draining | State::Closed => Err(words),
     }
 }
 
-/// Writes all of `data` at `at`, going on after short writes.
+/// Writes all of `data` at `at`, going on after short writes, and when there is room again.
 async fn write_all(
     partition: &Partition,
+    segment: Offset,
     file: &File,
     at: Position,
     data: WriteData,
@@ -198,35 +221,52 @@ async fn write_all(
         |at: u64| io::Error::new(io::ErrorKind::WriteZero, format!("nothing was written at position {at}"));
     match data {
         WriteData::One(lease) => {
-            let (result, lease) = ring.write(file, at.0, lease).await;
-            let mut written = result?;
+            let mut written = 0;
             while written < lease.len() {
                 // A direct write goes on at a whole block; what it repeats is the same bytes.
                 let from = if file.is_direct() { written / 512 * 512 } else { written };
-                let rest = lease.slice(from..lease.len());
-                let (result, _) = ring.write(file, at.0 + from as u64, rest).await;
-                match result? {
-                    0 => return Err(none(at.0 + from as u64)),
-                    n => written = from + n,
+                let (result, _) = ring.write(file, at.0 + from as u64, lease.slice(from..lease.len())).await;
+                match result {
+                    Ok(0) => return Err(none(at.0 + from as u64)),
+                    Ok(n) => written = from + n,
+                    Err(error) => wait_to_write(partition, segment, at.plus(from as u64), error).await?,
                 }
             }
             Ok((at, WriteData::One(lease)))
         }
         WriteData::Many(gather) => {
-            let (mut position, mut gather) = (at.0, gather);
+            let (mut position, mut gather) = (at, gather);
             while gather.bytes() > 0 {
-                let (result, mut rest) = ring.write_gather(file, position, gather).await;
-                let written = result?;
-                if written == 0 {
-                    return Err(none(position));
+                let (result, mut rest) = ring.write_gather(file, position.0, gather).await;
+                match result {
+                    Ok(0) => return Err(none(position.0)),
+                    Ok(written) => {
+                        rest.advance(written);
+                        position = position.plus(written as u64);
+                    }
+                    Err(error) => wait_to_write(partition, segment, position, error).await?,
                 }
-                rest.advance(written);
-                position += written as u64;
                 gather = rest;
             }
             Ok((at, WriteData::Many(gather)))
         }
     }
+}
+
+/// Where a file system takes its blocks only when they are written, or takes back what it had prepared, the write itself
+/// may find the disk full. Nothing is lost by that: it waits like one for which no room could be prepared.
+async fn wait_to_write(
+    partition: &Partition,
+    segment: Offset,
+    at: Position,
+    error: io::Error,
+) -> io::Result<()> {
+    if !is_full(&error) {
+        return Err(error);
+    }
+    let path = partition.0.files.borrow().path(segment, Ext::Log);
+    let words = format!("no room to write at position {at} of {}: {error}", path.display());
+    wait_unless_lost(partition, &error, words).await.map_err(io::Error::other)
 }
 
 /// The write is complete up to `end`: moves the watermark, tells who waits.
@@ -294,13 +334,32 @@ async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
         let path = partition.0.files.borrow().path(base, Ext::Log);
         if !named {
             let dir = partition.dir();
-            common.ring.sync_dir(&dir).await.map_err(|e| format!("{}: {e}", dir.display()))?;
+            if let Err(e) = sync_dir(partition, &dir).await {
+                if e.kind() == io::ErrorKind::NotFound {
+                    partition.lose(&dir);
+                    return Ok(());
+                }
+                return Err(format!("{partition}: flush of {}: {e}", dir.display()));
+            }
         }
         if common.config.mutant != Mutant::SkipFlush {
-            common.ring.sync(&file).await.map_err(|e| format!("flush of {}: {e}", path.display()))?;
+            let durable = partition.marks().durable;
+            common.ring.sync(&file).await.map_err(|e| {
+                let (path, from, to) = (path.display(), durable.offset, target.offset);
+                let position = target.position;
+                format!(
+                    "{partition}: flush of {path} up to position {position} (offsets {from} to {to}): {e}"
+                )
+            })?;
         }
         if let Some(entry) = partition.0.files.borrow_mut().get_mut(base) {
             entry.named = true;
+        } else {
+            continue; // Retention took it meanwhile.
+        }
+        if !common.ring.has_name(&file) {
+            partition.lose(&path);
+            return Ok(());
         }
     }
     common.stages.note(Stage::Flush, common.ring.now().nanos_since(submitted));
@@ -319,6 +378,25 @@ async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
     }
     partition.marks_moved(old.high_watermark);
     Ok(())
+}
+
+/// Makes the names in `dir` durable. Without descriptors it could not even be asked for: promises wait.
+async fn sync_dir(partition: &Partition, dir: &Path) -> io::Result<()> {
+    let ring = &partition.0.common.ring;
+    loop {
+        let synced = ring.sync_dir(dir).await;
+        let Err(error) = &synced else { return synced };
+        let patient = match partition.0.state.get() {
+            State::Open => true,
+            State::Draining => partition.count_stop_retry() < STOP_RETRIES_MAX,
+            State::Closed => false,
+        };
+        if !is_passing(error) || !patient {
+            return synced;
+        }
+        tracing::warn!("{partition}: {error}; asked again until that has passed");
+        ring.sleep(RETRY).await;
+    }
 }
 
 /// The oldest file with writes to flush, up to the segment of `target`. It counts as clean from here on: writes that
@@ -362,7 +440,7 @@ async fn upkeep_loop(partition: &Partition) {
             if failures.is_power_of_two() {
                 tracing::warn!("{partition}: upkeep: {e} ({failures} times in a row)");
             }
-            partition.0.common.ring.sleep(SPACE_RETRY).await;
+            partition.0.common.ring.sleep(RETRY).await;
         } else {
             failures = 0;
         }
@@ -391,7 +469,8 @@ async fn prepare(partition: &Partition, segment: Offset, file: &File, to: Positi
     if to <= prepared {
         return Ok(());
     }
-    partition.0.common.ring.prepare(file, prepared.0, to.0).await?;
+    let made = partition.0.common.ring.prepare(file, prepared.0, to.0).await;
+    partition.mind_flush(segment, to, made)?;
     let mut log = partition.0.log.borrow_mut();
     if log.active().base == segment && log.active().prepared < to {
         log.set_prepared(to);
@@ -414,7 +493,7 @@ async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
         (files.path(base, Ext::Index), files.path(base, Ext::TimeIndex))
     };
     let file = partition.writer(base).await?;
-    ring.trim(&file, end.0).await?;
+    partition.mind_flush(base, end, ring.trim(&file, end.0).await)?;
     // The offset index last: where it is, the file has its exact size and the time index is there.
     if fenced {
         ring.remove(&index_path).await?;

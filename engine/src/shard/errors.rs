@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::log::{CheckpointError, FencedRange, ReadError, TopicNameError};
+use crate::log::{CheckpointError, FencedRange, TopicNameError};
 use crate::sys::UringError;
 use crate::types::Offset;
 
@@ -30,6 +30,9 @@ pub enum AppendError {
     /// The disk is full. Reading, deleting and retention go on; append again when there is room.
     #[error("the disk is full: {0}")]
     DiskFull(String),
+    /// The process has no descriptors left, or the kernel no memory. Append again when others have let go.
+    #[error("something ran short for now: {0}")]
+    Exhausted(String),
     /// No memory within the budget, or none from the kernel. Back off.
     #[error("no memory to stage the batch: {0}")]
     NoMemory(String),
@@ -52,28 +55,22 @@ pub enum FetchError {
         end: Offset,
     },
     /// These bytes are rotten; go on behind them.
-    #[error("offsets {} to {} of segment {} are corrupt on disk", .0.from, .0.to, .0.segment)]
-    Corrupt(FencedRange),
+    #[error(
+        "{path}: offsets {from} to {to} (positions {at} to {end}) are corrupt on disk",
+        path = path.display(), from = range.from, to = range.to, at = range.from_position, end = range.to_position
+    )]
+    Corrupt {
+        /// The segment's file.
+        path: PathBuf,
+        /// What of it.
+        range: FencedRange,
+    },
     /// The disk failed.
     #[error("{0}")]
     Io(String),
     /// The partition is being closed or deleted. Look it up again.
     #[error("the partition is closed")]
     Closed,
-}
-
-impl From<ReadError> for FetchError {
-    fn from(error: ReadError) -> FetchError {
-        match error {
-            ReadError::BelowLogStart { offset, log_start } => {
-                FetchError::OutOfRange { offset, log_start, end: log_start }
-            }
-            ReadError::AboveEnd { offset, end } => {
-                FetchError::OutOfRange { offset, log_start: Offset(0), end }
-            }
-            ReadError::Fenced(range) => FetchError::Corrupt(range),
-        }
-    }
 }
 
 /// Why a topic was not made or removed.

@@ -2,7 +2,7 @@
 
 use super::errors::FetchError;
 use super::partition::{Partition, State};
-use crate::log::{Extent, HeaderWalk, LogPoint, Lookup, Records, WalkStep};
+use crate::log::{Ext, Extent, HeaderWalk, LogPoint, Lookup, Marks, ReadError, Records, WalkStep};
 use crate::sys::{Lease, OpenOptions};
 use crate::transfer::{Egress, Piece, SegmentFile};
 use crate::types::{Offset, Position, Timestamp};
@@ -76,12 +76,18 @@ impl Partition {
     fn locate(&self, offset: Offset, bytes_max: u64) -> Result<Lookup, FetchError> {
         let log = self.0.log.borrow();
         let marks = log.watermarks().marks();
-        log.locate(offset, bytes_max, marks.high_watermark).map_err(|error| match FetchError::from(error) {
-            FetchError::OutOfRange { offset, .. } => {
+        log.locate(offset, bytes_max, marks.high_watermark).map_err(|error| self.explain(error, &marks))
+    }
+
+    fn explain(&self, error: ReadError, marks: &Marks) -> FetchError {
+        match error {
+            ReadError::BelowLogStart { offset, .. } | ReadError::AboveEnd { offset, .. } => {
                 FetchError::OutOfRange { offset, log_start: marks.log_start, end: marks.log_end.offset }
             }
-            other => other,
-        })
+            ReadError::Fenced(range) => {
+                FetchError::Corrupt { path: self.0.files.borrow().path(range.segment, Ext::Log), range }
+            }
+        }
     }
 
     /// How many bytes a fetch at `offset` would find, at least: 0 at the end of what is visible.
@@ -140,7 +146,8 @@ impl Partition {
 
     /// The batch boundary at or below `to`.
     pub(super) async fn boundary_at(&self, to: Offset, end: LogPoint) -> Result<LogPoint, FetchError> {
-        let lookup = self.0.log.borrow().locate(to, 1, end)?;
+        let marks = self.marks();
+        let lookup = self.0.log.borrow().locate(to, 1, end).map_err(|error| self.explain(error, &marks))?;
         match lookup {
             Lookup::AtEnd => Ok(end),
             Lookup::Extent(Extent { segment, from, .. }) => {
@@ -185,14 +192,14 @@ impl Partition {
 
     /// Reads `bytes` at `at`, from memory or file, into one lease.
     async fn read_span(&self, segment: Offset, at: Position, bytes: u64) -> Result<Lease, FetchError> {
-        let io = |e: std::io::Error| FetchError::Io(e.to_string());
+        let io = |e: &std::io::Error| FetchError::Io(format!("{self}: {e}"));
         if self.reader_if_open(segment).is_none() {
             self.open_reader(segment).await?;
         }
         let mut pieces = Vec::new();
         self.add_pieces(Extent { segment, from: at, to: at.plus(bytes) }, Egress::Tail, &mut pieces);
         let ring = &self.0.common.ring;
-        let mut into = ring.lease(bytes as usize).await.map_err(io)?;
+        let mut into = ring.lease(bytes as usize).await.map_err(|e| io(&e))?;
         drop(into.split_off(bytes as usize));
         let mut filled = into.split_to(0);
         for piece in pieces {
@@ -208,10 +215,9 @@ impl Partition {
                     while !left.is_empty() {
                         let (read, rest) = ring.read(&file.file, position, left).await;
                         left = rest;
-                        let n = read.map_err(io)?;
+                        let n = read.map_err(|e| io(&file.explain("reading", position, &e)))?;
                         if n == 0 {
-                            let message = format!("{} ends at {position}", file.path.display());
-                            return Err(FetchError::Io(message));
+                            return Err(io(&file.ends_early(position, at.0 + bytes)));
                         }
                         filled.unsplit(left.split_to(n));
                         position += n as u64;
@@ -237,7 +243,7 @@ impl Partition {
     /// Opens a segment for reading, in every way that somebody here reads.
     pub(super) async fn open_segment(&self, base: Offset) -> std::io::Result<SegmentFile> {
         let ring = &self.0.common.ring;
-        let path = self.0.files.borrow().path(base, crate::log::Ext::Log);
+        let path = self.0.files.borrow().path(base, Ext::Log);
         let file = ring.open(&path, OpenOptions::default()).await?;
         let direct = match self.0.common.direct_reads() {
             true => Some(ring.open(&path, OpenOptions { direct: true, ..OpenOptions::default() }).await?),

@@ -5,6 +5,7 @@
 //! the partitions that are its own ([`super::Shard::join`]).
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use crate::log::{
     CheckpointError, MetaProperties, OffsetCheckpoint, PartitionMetadata, TopicEntry, TopicRegistry,
     TopicState, parse_partition_dir_name,
 };
-use crate::sys::{DirLock, Flushes, Mailbox, OpenOptions, Ring};
+use crate::sys::{DirLock, Flushes, Mailbox, OpenOptions, Ring, is_passing};
 use crate::types::{Offset, ShardId, TopicId};
 
 const META_FILE: &str = "meta.properties";
@@ -77,7 +78,7 @@ impl Node {
             _ => OpenError::Io(error),
         })?;
         let identity = identity(ring, &dir, config.node_id).await?;
-        let direct_offered = offers_direct(ring, &dir).await;
+        let direct_offered = offers_direct(ring, &dir.join(LOCK_FILE)).await?;
         if !direct_offered && (config.ingress.is_direct() || config.egress.reads_direct()) {
             let (dir, ingress, egress) = (dir.display(), config.ingress, config.egress);
             tracing::warn!(
@@ -97,6 +98,11 @@ impl Node {
         // From here on the directory counts as in use: what comes next is recovered unless it stops cleanly.
         ring.remove(&dir.join(CLEAN_MARK_FILE)).await?;
         for entry in registry.topics.iter().filter(|t| t.state == TopicState::Deleting) {
+            // A name that has been given away is not ours to remove.
+            let is_taken = |t: &TopicEntry| t.state == TopicState::Live && t.name == entry.name;
+            if registry.topics.iter().any(is_taken) {
+                continue;
+            }
             for index in 0..entry.partitions {
                 ring.remove_dir(&partition_dir(&dir, &entry.name, index)).await?;
             }
@@ -226,13 +232,12 @@ async fn identity(ring: &Ring, dir: &Path, node_id: i32) -> Result<Identity, Ope
     Ok(Identity { cluster_id: meta.cluster_id, node_id: meta.node_id, directory_id })
 }
 
-async fn offers_direct(ring: &Ring, dir: &Path) -> bool {
-    let path = dir.join(".direct-probe");
-    let options = OpenOptions { create: true, write: true, direct: true };
-    let offered = ring.open(&path, options).await.is_ok();
-    // A probe that cannot be removed does no harm.
-    let _ = ring.remove(&path).await;
-    offered
+/// Asked of a file that is there already: on a full disk none can be made. What is short at the moment is no answer.
+async fn offers_direct(ring: &Ring, lock: &Path) -> io::Result<bool> {
+    match ring.open(lock, OpenOptions { write: true, direct: true, ..OpenOptions::default() }).await {
+        Err(error) if is_passing(&error) => Err(error),
+        opened => Ok(opened.is_ok()),
+    }
 }
 
 /// A checkpoint is a help, not evidence: one that cannot be read is as good as none, and said so.

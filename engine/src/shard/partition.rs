@@ -21,7 +21,7 @@ use super::topics::TopicPlan;
 use super::turns::{Turn, Turns};
 use super::wakers::Wakers;
 use crate::log::{self, BatchHeader, Ext, Log, LogPoint, Marks, Placement};
-use crate::sys::{BLOCK_BYTES, Flushes, Lease, LeaseMut, Moment, OpenOptions};
+use crate::sys::{BLOCK_BYTES, Flushes, Lease, LeaseMut, Moment, OpenOptions, is_failed_flush, is_passing};
 use crate::transfer::{Need, Staged};
 use crate::types::{Epoch, Offset, PartitionId, Position, Timestamp};
 
@@ -47,8 +47,8 @@ pub(super) struct Inner {
     /// Closing: no more appends; closed: nothing at all.
     pub state: Cell<State>,
     pub failure: RefCell<Option<String>>,
-    /// The disk has no room for what was accepted: nothing more is, until it has.
-    pub no_space: RefCell<Option<String>>,
+    /// What was accepted finds no room on the disk, or no descriptor: nothing more is, until it does.
+    pub hindrance: RefCell<Option<AppendError>>,
     /// The last time that was stamped on a batch.
     append_time: Cell<Timestamp>,
     /// Counts truncations: a ticket of an older generation is void.
@@ -63,6 +63,10 @@ pub(super) struct Inner {
     pub unit_under_way: Cell<bool>,
     pub flush_under_way: Cell<bool>,
     pub chore_under_way: Cell<bool>,
+    /// How often a drain was hindered.
+    stop_retries: Cell<u32>,
+    /// Base offsets of segments whose files are still to be removed.
+    unremoved: RefCell<Vec<Offset>>,
     /// The durable end that was last handed to the checkpoint.
     pub checkpointed: Cell<LogPoint>,
     /// What of the tail cache is ours, as last counted.
@@ -103,7 +107,7 @@ impl Partition {
             files: RefCell::new(files),
             state: Cell::new(State::Open),
             failure: RefCell::new(None),
-            no_space: RefCell::new(None),
+            hindrance: RefCell::new(None),
             append_time: Cell::new(largest),
             generation: Cell::new(0),
             sync_wanted: Cell::new(Offset(0)),
@@ -113,6 +117,8 @@ impl Partition {
             unit_under_way: Cell::new(false),
             flush_under_way: Cell::new(false),
             chore_under_way: Cell::new(false),
+            stop_retries: Cell::new(0),
+            unremoved: RefCell::new(Vec::new()),
             checkpointed: Cell::new(end),
             cached_bytes: Cell::new(0),
             ack_waiters: Wakers::default(),
@@ -255,7 +261,7 @@ impl Partition {
         if header.bytes > bytes_max {
             return Err(AppendError::TooLarge { bytes: header.bytes, bytes_max });
         }
-        let records = header.last_offset_delta + 1;
+        let records = header.last_offset_delta.saturating_add(1);
         loop {
             self.check_open()?;
             if !self.0.log.borrow().has_offsets_for(records) {
@@ -264,8 +270,8 @@ impl Partition {
                     "{self}: the offsets end, {records} do not fit after {end}"
                 )));
             }
-            if let Some(words) = &*self.0.no_space.borrow() {
-                return Err(AppendError::DiskFull(words.clone()));
+            if let Some(hindrance) = &*self.0.hindrance.borrow() {
+                return Err(hindrance.clone());
             }
             if self.0.unwritten_bytes.get() > UNWRITTEN_BYTES_MAX {
                 self.wait_for_room().await;
@@ -304,7 +310,10 @@ impl Partition {
         let memory = ring.lease(64 << 10).await.map_err(fail)?;
         let path = self.0.files.borrow().path(end.segment, Ext::Log);
         let file = ring.open(&path, OpenOptions::default()).await;
-        let file = file.map_err(|e| self.fail(format!("reading back the log end: {e}")))?;
+        let file = file.map_err(|e| match is_passing(&e) {
+            true => AppendError::Exhausted(format!("{self}: reading back the log end: {e}")),
+            false => self.fail(format!("reading back the log end: {e}")),
+        })?;
         let mut memory = memory;
         let rest = memory.split_off(BLOCK_BYTES);
         let (read, block) = ring.read(&file, position.0, memory).await;
@@ -380,8 +389,8 @@ impl Partition {
     async fn wait_for_room(&self) {
         let mut waited = false;
         std::future::poll_fn(|cx| {
-            let no_space = self.0.no_space.borrow().is_some();
-            if waited || no_space || self.0.unwritten_bytes.get() <= UNWRITTEN_BYTES_MAX {
+            let hindered = self.0.hindrance.borrow().is_some();
+            if waited || hindered || self.0.unwritten_bytes.get() <= UNWRITTEN_BYTES_MAX {
                 return std::task::Poll::Ready(());
             }
             waited = true;
@@ -408,7 +417,7 @@ impl Partition {
         self.moved(&cut.removed_segments);
         let (segment, position) = cut.cut;
         let file = self.writer(segment).await?;
-        self.0.common.ring.trim(&file, position.0).await?;
+        self.mind_flush(segment, position, self.0.common.ring.trim(&file, position.0).await)?;
         self.0.log.borrow_mut().set_prepared(position);
         self.remove_files(&cut.removed_segments).await?;
         self.store_epochs().await?;
@@ -426,6 +435,7 @@ impl Partition {
         self.moved(&removed);
         // Kept aside under their names until gone: the new segment may bear the name of an old one.
         self.remove_files(&removed).await?;
+        self.remove_owed().await?;
         self.0.files.borrow_mut().push(offset, false);
         self.store_epochs().await?;
         self.0.common.request_checkpoint();
@@ -440,8 +450,9 @@ impl Partition {
     /// Beyond the high watermark, or what the disk said.
     pub async fn advance_log_start(&self, to: Offset) -> Result<(), TruncateError> {
         let removed = self.move_log_start(to)?;
+        self.owe_removal(&removed);
         self.0.common.request_checkpoint();
-        Ok(self.remove_paths(&removed).await?)
+        Ok(self.remove_owed().await?)
     }
 
     /// Moves the log start in memory; says which segments are below it. Their files are still there.
@@ -525,7 +536,31 @@ impl Partition {
         self.remove_paths(bases).await
     }
 
-    pub(super) async fn remove_paths(&self, bases: &[Offset]) -> std::io::Result<()> {
+    /// Segments that the log has let go of and whose files are still there.
+    pub(super) fn owe_removal(&self, bases: &[Offset]) {
+        self.0.unremoved.borrow_mut().extend_from_slice(bases);
+    }
+
+    pub(super) fn owes_removal(&self) -> bool {
+        !self.0.unremoved.borrow().is_empty()
+    }
+
+    /// Removes the files that are owed; what cannot be removed stays owed.
+    pub(super) async fn remove_owed(&self) -> std::io::Result<()> {
+        let owed = self.0.unremoved.take();
+        for (index, base) in owed.iter().enumerate() {
+            if self.0.state.get() == State::Closed {
+                break; // Its directory goes, or has gone.
+            }
+            if let Err(error) = self.remove_paths(&[*base]).await {
+                self.owe_removal(&owed[index..]);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_paths(&self, bases: &[Offset]) -> std::io::Result<()> {
         for &base in bases {
             for ext in [Ext::Index, Ext::TimeIndex, Ext::Log] {
                 let path = self.0.files.borrow().path(base, ext);
@@ -567,6 +602,45 @@ impl Partition {
         }
         self.wake_everybody();
         AppendError::Failed(why)
+    }
+
+    pub(super) fn count_stop_retry(&self) -> u32 {
+        self.0.stop_retries.replace(self.0.stop_retries.get() + 1)
+    }
+
+    /// A file or directory of ours was removed by somebody, and with it what we were about to promise. So it must be when
+    /// the topic was deleted; else no append may go where nobody will find it.
+    pub(super) fn lose(&self, path: &Path) {
+        if self.0.state.get() == State::Closed {
+            return;
+        }
+        let marks = self.marks();
+        let (durable, end) = (marks.durable.offset, marks.log_end.offset);
+        self.fail(format!(
+            "{} was removed by somebody else while in use, with what was written up to position {}; offsets {durable} \
+             to {end} are promised to nobody",
+            path.display(),
+            marks.written.position
+        ));
+    }
+
+    /// A flush that failed within a larger job is as bad as any other: the kernel says it once, and asking again would
+    /// be told that all is well.
+    pub(super) fn mind_flush(
+        &self,
+        segment: Offset,
+        to: Position,
+        result: std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        if let Err(error) = &result
+            && is_failed_flush(error)
+        {
+            let path = self.0.files.borrow().path(segment, Ext::Log);
+            self.0
+                .common
+                .fail_all(&format!("{self}: making {} end at position {to}: {error}", path.display()));
+        }
+        result
     }
 
     /// Tells those who wait for more, here and elsewhere.

@@ -1,6 +1,7 @@
 //! Opening one partition: which segments are believed, which are walked, what is cut and kept aside.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::errors::OpenError;
@@ -12,7 +13,7 @@ use crate::log::{
     EpochCache, EpochOwner, Ext, Log, OffsetIndex, PartitionMetadata, RecoveryStart, RecoveryWalk, Segment,
     Tail, TimeIndex, WalkOutcome, parse_segment_file_name, segment_file_name,
 };
-use crate::sys::OpenOptions;
+use crate::sys::{OpenOptions, is_passing};
 use crate::types::{Offset, Position};
 
 /// Bytes behind a torn tail that are kept aside.
@@ -150,9 +151,16 @@ async fn trusted(
     bytes: u64,
 ) -> Result<Option<Segment>, OpenError> {
     let path = |ext| start.dir.join(segment_file_name(base, ext));
-    let index = common.ring.read_file(&path(Ext::Index), INDEX_BYTES_MAX).await?;
-    let time_index = common.ring.read_file(&path(Ext::TimeIndex), INDEX_BYTES_MAX).await?;
-    let (Some(index), Some(time_index)) = (index, time_index) else { return Ok(None) };
+    let mut found = [None, None];
+    for (slot, ext) in found.iter_mut().zip([Ext::Index, Ext::TimeIndex]) {
+        match common.ring.read_file(&path(ext), INDEX_BYTES_MAX).await {
+            Ok(bytes) => *slot = bytes,
+            Err(error) if is_passing(&error) => return Err(error.into()),
+            // Derived: what cannot be read is made again.
+            Err(error) => tracing::warn!("{error}; made again from the log"),
+        }
+    }
+    let [Some(index), Some(time_index)] = found else { return Ok(None) };
     let interval = start.plan.config.log.index_interval_bytes;
     let decoded = OffsetIndex::decode(base, interval, &index, bytes)
         .and_then(|index| Ok((index, TimeIndex::decode(base, &time_index, next_base)?)));
@@ -190,9 +198,13 @@ async fn walk(
         let mut into = common.ring.lease(length).await?;
         drop(into.split_off(length));
         let (read, into) = common.ring.read(&file, position.0, into).await;
-        walk.feed(&into[..read?]);
+        walk.feed(&into[..read.map_err(|e| unreadable(&path, position, &e))?]);
     }
     Ok(walk.finish())
+}
+
+fn unreadable(path: &Path, position: Position, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("reading {} at position {position}: {error}", path.display()))
 }
 
 /// Keeps what lies behind the torn end aside, and cuts it off.
@@ -218,8 +230,9 @@ async fn cut(
         let length = (bytes - kept.len() as u64).min(1 << 20) as usize;
         let mut into = common.ring.lease(length).await?;
         drop(into.split_off(length));
-        let (read, into) = common.ring.read(&file, at.0 + kept.len() as u64, into).await;
-        match read? {
+        let from = at.plus(kept.len() as u64);
+        let (read, into) = common.ring.read(&file, from.0, into).await;
+        match read.map_err(|e| unreadable(&path, from, &e))? {
             0 => break,
             n => kept.extend_from_slice(&into[..n]),
         }

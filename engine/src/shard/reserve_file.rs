@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::sys::{OpenOptions, Ring};
+use crate::sys::{OpenOptions, Ring, is_failed_flush};
 
 const RESERVE_FILE: &str = ".reserve";
 const RESERVE_BYTES: u64 = 1 << 20;
@@ -35,7 +35,7 @@ impl Reserve {
         bytes: Vec<u8>,
     ) -> io::Result<()> {
         match ring.replace(path, bytes.clone()).await {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if is_full(&error) => {
                 tracing::warn!("{error}; the reserve is given up for it");
                 ring.remove(&dir.join(RESERVE_FILE)).await?;
                 self.0.store(false, Ordering::Relaxed);
@@ -44,6 +44,12 @@ impl Reserve {
             done => done,
         }
     }
+}
+
+/// Whether there was no room. Not so where a flush found none: what it covered is gone.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    !is_failed_flush(error)
+        && matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 async fn fill(ring: &Ring, path: &Path) -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 
+use super::partition::Partition;
 use super::shard::Shard;
 use crate::types::ShardId;
 
@@ -32,6 +33,7 @@ impl Shard {
     pub async fn enforce_retention(&self) {
         if self.id() == ShardId(0) {
             self.0.common.node.reserve.make(self.ring(), &self.config().data_dir).await;
+            self.retry_deletions().await;
         }
         let mut moved = Vec::new();
         for topic in self.topics() {
@@ -43,19 +45,24 @@ impl Shard {
                 }
             }
         }
-        if moved.is_empty() {
+        for (partition, removed) in &moved {
+            tracing::info!("{partition}: {} segments are beyond retention", removed.len());
+            partition.owe_removal(removed);
+        }
+        if !self.topics().iter().any(|topic| topic.all_here().any(Partition::owes_removal)) {
             return;
         }
         if let Err(error) = self.checkpoint().await {
             tracing::warn!(
-                "retention: checkpoints: {error}; what is beyond retention stays until the next start"
+                "retention: checkpoints: {error}; what is beyond retention stays until they are written"
             );
             return;
         }
-        for (partition, removed) in moved {
-            tracing::info!("{partition}: {} segments are beyond retention and removed", removed.len());
-            if let Err(error) = partition.remove_paths(&removed).await {
-                tracing::warn!("{partition}: retention: {error}");
+        for topic in self.topics() {
+            for partition in topic.all_here() {
+                if let Err(error) = partition.remove_owed().await {
+                    tracing::warn!("{partition}: retention: {error}; tried again");
+                }
             }
         }
     }

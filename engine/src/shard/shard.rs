@@ -80,7 +80,10 @@ pub(super) struct Common {
     pub checkpoint_due: Cell<bool>,
     pub checkpoint_busy: Cell<bool>,
     pub checkpoint_waiters: Wakers,
-    device_failed: Cell<bool>,
+    /// As they lie on the disk; empty when that is not known.
+    pub log_starts_written: RefCell<Vec<u8>>,
+    /// Why nothing on this device may be called durable any more, if so.
+    device_failure: RefCell<Option<Arc<str>>>,
     pub stopping: Cell<bool>,
     pub stop_waiters: Wakers,
 }
@@ -140,7 +143,8 @@ impl Shard {
             checkpoint_due: Cell::new(id == ShardId(0)),
             checkpoint_busy: Cell::new(false),
             checkpoint_waiters: Wakers::default(),
-            device_failed: Cell::new(false),
+            log_starts_written: RefCell::new(Vec::new()),
+            device_failure: RefCell::new(None),
             stopping: Cell::new(false),
             stop_waiters: Wakers::default(),
         });
@@ -167,7 +171,15 @@ impl Shard {
                     log_start: board.log_start(),
                     clean: node.clean,
                 };
-                partitions.push(recovery::open_partition(&shard.0.common, start).await?);
+                match recovery::open_partition(&shard.0.common, start).await {
+                    Ok(partition) => partitions.push(partition),
+                    Err(error) => {
+                        // Or its tasks would keep the directory locked for as long as the thread lives.
+                        partitions.iter().for_each(Partition::close);
+                        shard.leave();
+                        return Err(error);
+                    }
+                }
             }
             let topic = shard.topic_of(plan, partitions);
             shard.enter_topic(&topic);
@@ -415,6 +427,10 @@ impl Common {
         let mut partitions = self.partitions.borrow_mut();
         partitions.retain(|known| known.strong_count() > 0);
         partitions.push(Rc::downgrade(&partition.0));
+        drop(partitions);
+        if let Some(why) = self.device_failure() {
+            partition.fail(why.to_string());
+        }
     }
 
     fn each_partition(&self, mut visit: impl FnMut(&Partition)) {
@@ -429,14 +445,20 @@ impl Common {
 
     /// A flush failed: nothing on this device may be called durable any more, on any shard.
     pub(super) fn fail_all(&self, why: &str) {
+        let known = self.device_failure.borrow().is_some();
         self.latch_all(why);
-        if !self.device_failed.replace(true) {
+        if !known {
             self.lanes.announce_failure(why);
         }
     }
 
-    /// Latches the partitions of this shard.
+    pub(super) fn device_failure(&self) -> Option<Arc<str>> {
+        self.device_failure.borrow().clone()
+    }
+
+    /// Latches the partitions of this shard, and those that it will ever have.
     pub(super) fn latch_all(&self, why: &str) {
+        self.device_failure.borrow_mut().get_or_insert_with(|| why.into());
         self.each_partition(|partition| drop(partition.fail(why.to_owned())));
     }
 

@@ -190,6 +190,10 @@ impl Shard {
         if taken || self.topic(&name).is_some() {
             return Err(TopicError::Exists(name.to_string()));
         }
+        if let Some(why) = self.0.common.device_failure() {
+            return Err(TopicError::Io(std::io::Error::other(format!("the device has failed: {why}"))));
+        }
+        self.finish_deletions(|entry| entry.name == *name).await?;
         let ring = self.ring();
         let mut id = [0; 16];
         id[..8].copy_from_slice(&ring.random_u64().to_be_bytes());
@@ -288,13 +292,35 @@ impl Shard {
             return Err(error.into());
         }
         self.on_each(|| move |shard: Shard| async move { shard.leave_topic(id) }).await;
-        for index in 0..topic.partition_count() {
-            self.ring().remove_dir(&partition_dir(&self.config().data_dir, name, index)).await?;
-        }
-        coordinator.registry.borrow_mut().topics.retain(|t| t.id != id);
-        self.store_registry().await?;
+        self.finish_deletions(|entry| entry.id == id).await?;
         self.0.common.request_checkpoint();
         Ok(())
+    }
+
+    /// Removes what is left of topics that are marked so; on shard 0, by whoever holds the claim. A deletion that failed
+    /// half-way must be over before its directories' names are given to another topic.
+    async fn finish_deletions(&self, which: impl Fn(&TopicEntry) -> bool) -> std::io::Result<()> {
+        let coordinator = self.coordinator();
+        let deleting = |entry: &&TopicEntry| entry.state == TopicState::Deleting && which(entry);
+        let left: Vec<TopicEntry> =
+            coordinator.registry.borrow().topics.iter().filter(deleting).cloned().collect();
+        for entry in left {
+            for index in 0..entry.partitions {
+                let dir = partition_dir(&self.config().data_dir, &entry.name, index);
+                self.ring().remove_dir(&dir).await?;
+            }
+            coordinator.registry.borrow_mut().topics.retain(|t| t.id != entry.id);
+            self.store_registry().await?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with deletions that failed, on shard 0.
+    pub(super) async fn retry_deletions(&self) {
+        let _claim = self.coordinator().claim().await;
+        if let Err(error) = self.finish_deletions(|_| true).await {
+            tracing::warn!("a deleted topic still takes room: {error}; tried again");
+        }
     }
 
     fn leave_topic(&self, id: TopicId) {

@@ -37,6 +37,8 @@ struct Shared {
     /// Free blocks by class, bounded by what the budget could ever hold.
     free: [ArrayQueue<BlockRef>; BLOCK_CLASSES.len()],
     chunks: SegQueue<Chunk>,
+    /// Blocks that were cut out of larger ones; the memory is the chunks'.
+    carved: SegQueue<Carved>,
     mapped_blocks: [AtomicU64; BLOCK_CLASSES.len()],
     mapped_bytes: AtomicU64,
     leased_bytes: AtomicU64,
@@ -49,6 +51,23 @@ pub(crate) struct Chunk {
     base: NonNull<u8>,
     bytes: usize,
     blocks: Box<[Block]>,
+}
+
+/// Headers of blocks within a block. They stay where they are: free lists and leases point at them.
+struct Carved(Box<[Block]>);
+
+// SAFETY: as for `Chunk`: addresses of plain memory and atomics, not tied to a thread.
+unsafe impl Send for Carved {}
+// SAFETY: as above; the bytes are reached through leases only.
+unsafe impl Sync for Carved {}
+
+impl Drop for Carved {
+    fn drop(&mut self) {
+        for block in &self.0 {
+            let leases = block.leases.load(Ordering::Acquire);
+            assert_eq!(leases, 0, "arena memory was given up under {leases} leases");
+        }
+    }
 }
 
 struct Block {
@@ -110,6 +129,7 @@ impl Arena {
         let shared = Shared {
             free: BLOCK_CLASSES.map(|block_bytes| ArrayQueue::new(blocks_max(bytes_max, block_bytes))),
             chunks: SegQueue::new(),
+            carved: SegQueue::new(),
             mapped_blocks: Default::default(),
             mapped_bytes: AtomicU64::new(0),
             leased_bytes: AtomicU64::new(0),
@@ -182,6 +202,44 @@ impl Arena {
         }
         self.shared.chunks.push(chunk);
         self.chunk_count.set(self.chunk_count.get() + 1);
+    }
+
+    /// Cuts a free block of a larger class into blocks for `bytes`, for good. Once the budget is mapped this is the only
+    /// way on: whoever made the arena grow for large leases and left would else have taken it from the small ones.
+    pub(crate) fn carve(&self, bytes: usize) -> bool {
+        let Some(class) = class_of(bytes) else { return false };
+        let Some(larger) = (class + 1..BLOCK_CLASSES.len()).find(|&larger| self.has_spare(larger, class))
+        else {
+            return false;
+        };
+        let Some(parent) = self.shared.free[larger].pop() else { return false };
+        // SAFETY: `parent` came out of this arena's free list, so its chunk is alive.
+        let header = unsafe { parent.0.as_ref() };
+        let fixed = header.fixed.load(Ordering::Relaxed);
+        let block_bytes = BLOCK_CLASSES[class];
+        let block_at = |index: usize| Block {
+            // SAFETY: `index * block_bytes` lies within the parent, which is out of the free list from here on.
+            base: unsafe { header.base.add(index * block_bytes) },
+            class: class as u8,
+            fixed: AtomicU32::new(fixed),
+            leases: AtomicU32::new(0),
+            home: header.home,
+        };
+        let blocks: Box<[Block]> = (0..BLOCK_CLASSES[larger] / block_bytes).map(block_at).collect();
+        self.shared.mapped_blocks[larger].fetch_sub(1, Ordering::Relaxed);
+        self.shared.mapped_blocks[class].fetch_add(blocks.len() as u64, Ordering::Relaxed);
+        for block in &blocks {
+            self.shared.give_back(class, BlockRef(NonNull::from(block)));
+        }
+        self.shared.carved.push(Carved(blocks));
+        true
+    }
+
+    /// Whether a free block of class `larger` may become blocks of `class`.
+    fn has_spare(&self, larger: usize, class: usize) -> bool {
+        let mapped = self.shared.mapped_blocks[class].load(Ordering::Relaxed) as usize;
+        let more = BLOCK_CLASSES[larger] / BLOCK_CLASSES[class];
+        !self.shared.free[larger].is_empty() && mapped + more <= self.shared.free[class].capacity()
     }
 
     /// How much is mapped, leased and registered now.
@@ -530,5 +588,28 @@ mod tests {
         arena.adopt(Chunk::map(4096).unwrap(), 4096, None);
         assert_eq!(arena.growth_for(4096), None);
         assert!(arena.try_lease(LEASE_BYTES_MAX + 1).is_none());
+    }
+
+    /// Once a budget that had been mapped for large leases stayed theirs: nobody else got memory, ever again.
+    #[test]
+    fn large_blocks_that_nobody_uses_serve_small_leases() {
+        let arena = Arena::new(16 << 20);
+        arena.adopt(Chunk::map(16 << 20).unwrap(), 16 << 20, None);
+        let large = arena.try_lease(16 << 20).unwrap();
+        assert!(!arena.carve(4096), "it is in use");
+        drop(large);
+        assert!(arena.growth_for(1 << 20).is_none() && arena.try_lease(1 << 20).is_none());
+        assert!(arena.carve(1 << 20));
+        let mut leases: Vec<LeaseMut> = (0..16).map(|_| arena.try_lease(1 << 20).unwrap()).collect();
+        assert_eq!(arena.usage().leased_bytes, 16 << 20);
+        for (number, lease) in leases.iter_mut().enumerate() {
+            lease.fill(number as u8);
+        }
+        assert!(leases.iter().enumerate().all(|(n, lease)| lease.iter().all(|byte| *byte == n as u8)));
+        assert!(!arena.carve(4096), "nothing is free");
+        leases.truncate(15);
+        assert!(arena.carve(4096) && arena.try_lease(4096).is_some());
+        drop(arena);
+        drop(leases);
     }
 }

@@ -13,6 +13,7 @@ mod gather;
 mod mailbox;
 mod op;
 mod pipe;
+mod refusal;
 mod residency;
 mod ring;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use gather::{GATHER_MAX, Gather};
 pub use mailbox::Mailbox;
 pub use op::{DirEntry, DirLock, File, Listener, OpenOptions, SharedFile, Socket};
 pub use pipe::{PIPES_KEPT_MAX, Pipe};
+pub use refusal::{is_failed_flush, is_passing};
 pub use residency::{Residency, residency};
 pub use ring::{Done, OPS_IN_FLIGHT_MAX, Ring, RingCounters, Timer};
 pub use task::{Executor, TASKS_MAX};

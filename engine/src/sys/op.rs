@@ -282,6 +282,25 @@ impl Socket {
         }
     }
 
+    /// The same, and what was sent and not yet taken by the peer is thrown away when the last handle is dropped: the peer
+    /// sees a reset, and the kernel keeps nothing for it.
+    pub fn abort(&self) {
+        match &*self.0 {
+            SocketKind::Os(handle) => handle.abort(),
+            SocketKind::Sim(socket) => socket.shutdown(),
+        }
+    }
+
+    /// Bytes that the peer's kernel has acknowledged and that ours has received from it, ever; `None` where nobody
+    /// counts them.
+    #[must_use]
+    pub fn moved_bytes(&self) -> Option<u64> {
+        match &*self.0 {
+            SocketKind::Os(handle) => handle.moved_bytes(),
+            SocketKind::Sim(_) => None,
+        }
+    }
+
     /// The peer's address, for messages.
     #[must_use]
     pub fn peer(&self) -> Option<SocketAddr> {

@@ -51,6 +51,8 @@ struct Inner {
     executor: Executor,
     arena: Arena,
     growing: Cell<bool>,
+    /// How many wait for memory.
+    starving: Cell<u32>,
     /// The kernel will not register any more memory.
     unregistered: Cell<bool>,
     pipes: Pipes,
@@ -61,6 +63,22 @@ struct Inner {
 pub(crate) enum Driver {
     Uring(Uring),
     Sim(SimDriver),
+}
+
+/// Somebody who waits for memory, counted while it lives.
+struct Starving<'a>(&'a Cell<u32>);
+
+impl<'a> Starving<'a> {
+    fn new(count: &'a Cell<u32>) -> Starving<'a> {
+        count.set(count.get() + 1);
+        Starving(count)
+    }
+}
+
+impl Drop for Starving<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 struct Slots {
@@ -156,6 +174,7 @@ impl Ring {
             executor: Executor::new(bell),
             arena: Arena::new(arena_bytes_max),
             growing: Cell::new(false),
+            starving: Cell::new(0),
             unregistered: Cell::new(false),
             pipes: Pipes::default(),
         }))
@@ -247,17 +266,26 @@ impl Ring {
         loop {
             if !self.0.growing.get() && self.0.arena.growth_for(bytes).is_some() {
                 self.grow(bytes).await?;
+            } else if self.0.arena.growth_for(bytes).is_none() && self.0.arena.carve(bytes) {
+                // What was mapped for large leases, and is free, serves this one.
             } else if self.now() > patience {
                 let usage = self.0.arena.usage();
                 let message = format!("no memory for {bytes} bytes within the arena's budget: {usage:?}");
                 return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
             } else {
+                let _starving = Starving::new(&self.0.starving);
                 self.sleep(LEASE_RETRY).await;
             }
             if let Some(lease) = self.try_lease(bytes) {
                 return Ok(lease);
             }
         }
+    }
+
+    /// Whether somebody waits for a lease because the budget is exhausted.
+    #[must_use]
+    pub fn is_short_of_memory(&self) -> bool {
+        self.0.starving.get() > 0
     }
 
     /// Maps, touches and registers one more chunk for leases of `bytes`.
@@ -515,6 +543,16 @@ impl Ring {
     /// What the kernel said. After an error nothing unsynced may be believed, and a later success proves nothing.
     pub async fn sync(&self, file: &File) -> io::Result<()> {
         self.submit(Request::Sync { file: file.clone() }).await.0.map(|_| ())
+    }
+
+    /// Whether `file` still has a name, now: one that was removed while open takes writes and flushes as before, and
+    /// nobody will ever find them. Of a file that cannot be asked about it is believed.
+    #[must_use]
+    pub fn has_name(&self, file: &File) -> bool {
+        match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.has_name(file),
+            Driver::Sim(sim) => sim.has_name(file),
+        }
     }
 
     /// Opens a file, on a helper.

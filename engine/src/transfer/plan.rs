@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +20,22 @@ pub struct SegmentFile {
     pub direct: Option<File>,
     /// For messages.
     pub path: Arc<Path>,
+}
+
+impl SegmentFile {
+    /// What went wrong with it, and where: its path names partition and base offset.
+    pub(crate) fn explain(&self, doing: &str, position: u64, error: &io::Error) -> io::Error {
+        io::Error::new(
+            error.kind(),
+            format!("{doing} {} at position {position}: {error}", self.path.display()),
+        )
+    }
+
+    /// It is shorter than it was when this position was looked up.
+    pub(crate) fn ends_early(&self, position: u64, end: u64) -> io::Error {
+        let message = format!("{} ends at position {position}, expected up to {end}", self.path.display());
+        io::Error::new(io::ErrorKind::UnexpectedEof, message)
+    }
 }
 
 /// A run of whole record batches, or a part of one, and where it lies. Never changes while a plan holds it.
@@ -200,6 +217,17 @@ impl Response {
         let of = |chunk: &Chunk| match chunk {
             Chunk::Protocol(protocol) => protocol.0.len() as u64,
             Chunk::Records(piece) => piece.bytes(),
+        };
+        self.chunks.iter().map(of).sum()
+    }
+
+    /// Bytes to send that are held in memory.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let of = |chunk: &Chunk| match chunk {
+            Chunk::Protocol(protocol) => protocol.0.len() as u64,
+            Chunk::Records(Piece::Memory(lease)) => lease.len() as u64,
+            Chunk::Records(Piece::File { .. }) => 0,
         };
         self.chunks.iter().map(of).sum()
     }

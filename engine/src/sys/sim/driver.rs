@@ -22,6 +22,7 @@ use crate::sys::op::{
     Socket, Token,
 };
 use crate::sys::pipe::{Pipe, PipeKind};
+use crate::sys::refusal::{about, failed_flush};
 use crate::sys::ring::RingCounters;
 use crate::types::Timestamp;
 
@@ -212,6 +213,13 @@ impl SimDriver {
         Ok(sent.len())
     }
 
+    pub(crate) fn has_name(&mut self, file: &File) -> bool {
+        let mut state = self.world.0.borrow_mut();
+        state.rings[self.ring].counters.system_calls += 1;
+        let inode = sim_file(file).inode;
+        state.disk.state.names.values().any(|node| matches!(node, Node::File(i) if *i == inode))
+    }
+
     pub(crate) fn is_resident(&mut self, _file: &File, _at: u64, _bytes: u64) -> bool {
         self.world.0.borrow_mut().random.u8(..4) > 0
     }
@@ -354,6 +362,9 @@ impl State {
         if self.faults.fails_write(&file.path) {
             return Outcome::failed(libc::EIO);
         }
+        if self.faults.finds_no_room(&file.path) {
+            return Outcome::failed(libc::ENOSPC);
+        }
         let mut data = from.take();
         let unit = if file.options.direct { BLOCK_BYTES } else { 1 };
         if self.faults.short_writes > 0.0 && data.len() > unit && self.random.f64() < self.faults.short_writes
@@ -385,6 +396,7 @@ impl State {
     fn help(&mut self, job: Job, file: Option<&File>) -> io::Result<Outcome> {
         let file = || file.map(sim_file).ok_or_else(|| io::Error::other("this job is about a file"));
         self.check_space(&job)?;
+        self.check_descriptors(&job)?;
         let mut records = Vec::new();
         let reply = match job {
             Job::Open { path, options } => self.open(&path, options).map_err(about("open", &path))?,
@@ -430,6 +442,11 @@ impl State {
                 if !file.options.write {
                     return Err(io::Error::from_raw_os_error(libc::EBADF));
                 }
+                if self.faults.fails_sync(&file.path) {
+                    let before = self.disk.events();
+                    self.disk.record(DiskEvent::SyncFailed { inode: file.inode, before });
+                    return Err(failed_flush(io::Error::from_raw_os_error(libc::EIO)));
+                }
                 records.push(DiskEvent::Prepared { inode: file.inode, to });
                 Reply::None
             }
@@ -437,6 +454,11 @@ impl State {
                 let file = file()?;
                 if !file.options.write {
                     return Err(io::Error::from_raw_os_error(libc::EINVAL));
+                }
+                if self.faults.fails_sync(&file.path) {
+                    let before = self.disk.events();
+                    self.disk.record(DiskEvent::SyncFailed { inode: file.inode, before });
+                    return Err(failed_flush(io::Error::from_raw_os_error(libc::EIO)));
                 }
                 records.push(DiskEvent::Trimmed { inode: file.inode, to });
                 Reply::None
@@ -478,6 +500,23 @@ impl State {
         }
     }
 
+    /// Whoever opens something needs a descriptor.
+    fn check_descriptors(&self, job: &Job) -> io::Result<()> {
+        let (verb, path) = match job {
+            Job::Open { path, .. } => ("open", path),
+            Job::List { path } => ("list", path),
+            Job::SyncDir { path } => ("sync", path),
+            Job::ReadFile { path, .. } => ("read", path),
+            Job::Replace { path, .. } => ("replace", path),
+            Job::Remove { path } => ("remove", path),
+            _ => return Ok(()),
+        };
+        match self.faults.descriptors_are_out {
+            true => Err(about(verb, path)(io::Error::from_raw_os_error(libc::EMFILE))),
+            false => Ok(()),
+        }
+    }
+
     /// The root and the working directory are always there.
     fn node(&self, path: &Path) -> Option<Node> {
         if path == Path::new("/") || path == Path::new("") {
@@ -496,6 +535,9 @@ impl State {
 
     fn open(&mut self, path: &Path, options: OpenOptions) -> io::Result<Reply> {
         let path = tidy(path);
+        if options.direct && self.faults.direct_is_refused {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         if options.create && !options.write {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
@@ -576,6 +618,9 @@ impl State {
 
     /// Not being there is success, as long as the directory above is.
     fn remove(&mut self, path: &Path, dir: bool) -> io::Result<()> {
+        if self.faults.fails_removal(path) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let change = match (self.node(path), dir) {
             (None, _) => return self.parent_is_dir(path),
             (Some(Node::File(_)), false) => NameChange::Remove { path: path.to_owned() },
@@ -634,11 +679,6 @@ impl State {
         let lock = SimLock { locks: self.locks.clone(), path };
         Ok(Reply::Lock(DirLock(LockKind::Sim { _lock: lock })))
     }
-}
-
-/// Adds what was tried and on which path; keeps the kind that callers act on.
-fn about<'a>(verb: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> io::Error + 'a {
-    move |error| io::Error::new(error.kind(), format!("cannot {verb} {}: {error}", path.display()))
 }
 
 fn not_found() -> io::Error {

@@ -261,9 +261,13 @@ pub(super) struct FaultPlan {
     writes: Vec<(String, u32)>,
     syncs: Vec<(String, u32)>,
     reads: Vec<(String, u32)>,
+    removals: Vec<(String, u32)>,
+    full_writes: Vec<(String, u32)>,
+    pub direct_is_refused: bool,
     pub short_writes: f64,
     pub ignore_syncs: bool,
     pub disk_full: bool,
+    pub descriptors_are_out: bool,
     pub flushes_are_lost: bool,
     pub reuse_memory_in_flight: bool,
 }
@@ -275,6 +279,14 @@ impl FaultPlan {
 
     pub fn fails_sync(&mut self, path: &Path) -> bool {
         strikes(&mut self.syncs, path)
+    }
+
+    pub fn finds_no_room(&mut self, path: &Path) -> bool {
+        strikes(&mut self.full_writes, path)
+    }
+
+    pub fn fails_removal(&mut self, path: &Path) -> bool {
+        strikes(&mut self.removals, path)
     }
 
     pub fn fails_read(&mut self, path: &Path) -> bool {
@@ -315,6 +327,21 @@ impl Faults {
         self.plan(|plan| note(&mut plan.reads, pattern, count));
     }
 
+    /// The next `count` removals of files and directories whose path contains `pattern` fail with an I/O error.
+    pub fn fail_removals(&self, pattern: &str, count: u32) {
+        self.plan(|plan| note(&mut plan.removals, pattern, count));
+    }
+
+    /// The next `count` writes to files whose path contains `pattern` find the disk full, though room was prepared.
+    pub fn deny_writes(&self, pattern: &str, count: u32) {
+        self.plan(|plan| note(&mut plan.full_writes, pattern, count));
+    }
+
+    /// The file system knows no way past the page cache.
+    pub fn refuse_direct(&self, refuse: bool) {
+        self.plan(|plan| plan.direct_is_refused = refuse);
+    }
+
     /// Each write is cut short with this probability, at a place that its file allows.
     pub fn short_writes(&self, probability: f64) {
         self.plan(|plan| plan.short_writes = probability);
@@ -323,6 +350,11 @@ impl Faults {
     /// No file grows any more: preparing room, making files and replacing them fail for want of space.
     pub fn fill_disk(&self, full: bool) {
         self.plan(|plan| plan.disk_full = full);
+    }
+
+    /// Nothing can be opened any more: the process has all the descriptors that it may have.
+    pub fn exhaust_descriptors(&self, out: bool) {
+        self.plan(|plan| plan.descriptors_are_out = out);
     }
 
     /// The file system is known to lose what it says it has flushed.

@@ -123,6 +123,32 @@ impl OsHandle {
         let _ = socket::shutdown(self.fd(), socket::Shutdown::Both);
     }
 
+    pub(crate) fn abort(&self) {
+        // A socket without this switch has nothing to throw away.
+        let now = libc::linger { l_onoff: 1, l_linger: 0 };
+        let _ = socket::setsockopt(
+            self.fd.as_ref().expect("a handle has its descriptor until it is dropped"),
+            sockopt::Linger,
+            &now,
+        );
+        self.shutdown();
+    }
+
+    /// From `struct tcp_info`, whose end the C library's own does not have: `tcpi_bytes_acked` and
+    /// `tcpi_bytes_received` lie at 120 and 128 since Linux 4.1.
+    pub(crate) fn moved_bytes(&self) -> Option<u64> {
+        let mut info = [0u64; 17];
+        let mut bytes = size_of_val(&info) as libc::socklen_t;
+        // SAFETY: the descriptor is open for the whole call; `info` and `bytes` outlive it, and the kernel writes at most
+        // `bytes` bytes, of which any are a valid array of numbers.
+        let answered = unsafe {
+            let into = info.as_mut_ptr().cast();
+            libc::getsockopt(self.fd(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut bytes)
+        };
+        let complete = answered == 0 && bytes as usize >= size_of_val(&info);
+        complete.then(|| info[15] + info[16])
+    }
+
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
         let storage = socket::getpeername::<SockaddrStorage>(self.fd()).ok()?;
         to_std(&storage)

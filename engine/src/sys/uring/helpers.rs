@@ -20,6 +20,7 @@ use super::ring_bell;
 use crate::sys::arena::Chunk;
 use crate::sys::flushes::{Flushes, flushes_of};
 use crate::sys::op::{DirEntry, DirLock, Job, LockKind, OpenOptions, Reply, Token};
+use crate::sys::refusal::{about, failed_flush};
 
 /// Jobs that may wait for a helper.
 pub(crate) const JOBS_QUEUED_MAX: usize = 8192;
@@ -169,7 +170,7 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
         Job::Prepare { from, to } => prepare(file()?, from, to).map(done),
         Job::Trim { to } => {
             nix::unistd::ftruncate(file()?, to as i64)?;
-            nix::unistd::fsync(file()?)?;
+            nix::unistd::fsync(file()?).map_err(failed_flush)?;
             Ok(SendReply::None)
         }
         Job::Size => Ok(SendReply::Size(nix::sys::stat::fstat(file()?)?.st_size as u64)),
@@ -186,11 +187,6 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
 
 fn done(_: ()) -> SendReply {
     SendReply::None
-}
-
-/// Adds what was tried and on which path; keeps the kind that callers act on.
-fn about<'a>(verb: &'a str, path: &'a Path) -> impl FnOnce(io::Error) -> io::Error + 'a {
-    move |error| io::Error::new(error.kind(), format!("cannot {verb} {}: {error}", path.display()))
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -277,7 +273,7 @@ fn prepare(file: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> {
         }
         other => other?,
     }
-    Ok(nix::unistd::fsync(file)?)
+    nix::unistd::fsync(file).map_err(failed_flush)
 }
 
 /// `sendfile` to /dev/null: the pages come into the cache and nothing is copied.

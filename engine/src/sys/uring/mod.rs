@@ -11,7 +11,7 @@ mod setup;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use io_uring::{IoUring, opcode, squeue, types as uring_types};
@@ -252,6 +252,13 @@ impl Uring {
         self.counters.system_calls += 1;
         super::residency::residency_of(file_fd(file), at, bytes)
             .is_ok_and(|residency| residency.cached_pages >= residency.pages)
+    }
+
+    pub(crate) fn has_name(&mut self, file: &File) -> bool {
+        self.counters.system_calls += 1;
+        // SAFETY: the handle keeps its descriptor open for the whole call.
+        let fd = unsafe { BorrowedFd::borrow_raw(file_fd(file)) };
+        nix::sys::stat::fstat(fd).map_or(true, |stat| stat.st_nlink > 0)
     }
 
     // ---- submitting --------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@
 use std::io;
 
 use super::{Declaration, Outgoing};
-use crate::sys::{Lease, LeaseMut};
+use crate::sys::{Lease, LeaseMut, Ring};
 use crate::transfer::join::join;
-use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds};
+use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "copy",
@@ -28,14 +28,14 @@ pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Resu
     let Piece::File { file, at, bytes } = piece else { unreachable!("copy carries file pieces") };
     let (mut at, end) = (at.0, at.0 + bytes);
     let ring = out.ring.clone();
-    let mut next = Some(read_unit(&ring, &file.file, &file.path, at, end).await?);
+    let mut next = Some(read_unit(&ring, &file, at, end).await?);
     while let Some(unit) = next.take() {
         at += unit.len() as u64;
         out.add_memory(unit).await?;
         if at == end {
             break; // What follows in the answer may share its send.
         }
-        let reading = read_unit(&ring, &file.file, &file.path, at, end);
+        let reading = read_unit(&ring, &file, at, end);
         let (sent, read) = join(out.flush(true), reading).await;
         sent?;
         next = Some(read?);
@@ -43,26 +43,17 @@ pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Resu
     Ok(())
 }
 
-async fn read_unit(
-    ring: &crate::sys::Ring,
-    file: &crate::sys::File,
-    path: &std::path::Path,
-    at: u64,
-    end: u64,
-) -> io::Result<Lease> {
+async fn read_unit(ring: &Ring, file: &SegmentFile, at: u64, end: u64) -> io::Result<Lease> {
     let bytes = (end - at).min(UNIT_BYTES as u64) as usize;
     let mut into: LeaseMut = ring.lease(bytes).await?;
     drop(into.split_off(bytes));
     let mut filled = into.split_to(0);
     while !into.is_empty() {
-        let (result, rest) = ring.read(file, at + filled.len() as u64, into).await;
+        let position = at + filled.len() as u64;
+        let (result, rest) = ring.read(&file.file, position, into).await;
         into = rest;
-        match result? {
-            0 => {
-                let position = at + filled.len() as u64;
-                let message = format!("{} ends at {position}, expected up to {end}", path.display());
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
-            }
+        match result.map_err(|e| file.explain("reading", position, &e))? {
+            0 => return Err(file.ends_early(position, end)),
             n => filled.unsplit(into.split_to(n)),
         }
     }

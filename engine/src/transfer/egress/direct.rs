@@ -86,14 +86,11 @@ async fn read_unit(ring: &Ring, direct: &File, file: &SegmentFile, at: u64, end:
         let again = filled.split_off(whole);
         let mut rest = again;
         rest.unsplit(into);
-        let (result, rest) = ring.read(direct, first + whole as u64, rest).await;
+        let position = first + whole as u64;
+        let (result, rest) = ring.read(direct, position, rest).await;
         into = rest;
-        match result? {
-            0 => {
-                let position = first + filled.len() as u64;
-                let message = format!("{} ends at {position}, expected up to {end}", file.path.display());
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
-            }
+        match result.map_err(|e| file.explain("reading", position, &e))? {
+            0 => return Err(file.ends_early(position, end)),
             n => filled.unsplit(into.split_to(n)),
         }
     }

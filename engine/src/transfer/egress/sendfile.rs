@@ -35,21 +35,19 @@ pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Resu
             if !out.ring.is_resident(&file.file, at, resident_to - at) {
                 out.counters.note(out.egress, |c| c.cold_reads += 1);
                 resident_to = end.min(at + WARM_BYTES);
-                out.ring.warm_cache(&file.file, at, resident_to).await?;
+                let warmed = out.ring.warm_cache(&file.file, at, resident_to).await;
+                warmed.map_err(|e| file.explain("reading", at, &e))?;
             }
         }
         match out.ring.sendfile(out.socket, &file.file, at, resident_to - at) {
-            Ok(0) => {
-                let message = format!("{} ends at {at}, expected up to {end}", file.path.display());
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
-            }
+            Ok(0) => return Err(file.ends_early(at, end)),
             Ok(sent) => {
                 out.counters.note(out.egress, |c| c.sends += 1);
                 at += sent as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => out.ring.writable(out.socket).await?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(file.explain("sending", at, &error)),
         }
     }
     Ok(())

@@ -50,17 +50,15 @@ async fn send_range(
             if !out.ring.is_resident(&file.file, at, resident_to - at) {
                 out.counters.note(out.egress, |c| c.cold_reads += 1);
                 resident_to = end.min(at + WARM_BYTES);
-                out.ring.warm_cache(&file.file, at, resident_to).await?;
+                let warmed = out.ring.warm_cache(&file.file, at, resident_to).await;
+                warmed.map_err(|e| file.explain("reading", at, &e))?;
             }
         }
         match out.ring.splice_in(&file.file, at, (resident_to - at) as usize, pipe) {
-            Ok(0) => {
-                let message = format!("{} ends at {at}, expected up to {end}", file.path.display());
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
-            }
+            Ok(0) => return Err(file.ends_early(at, end)),
             Ok(taken) => at += taken as u64,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+            Err(error) => return Err(file.explain("reading", at, &error)),
         }
         while pipe.held() > 0 {
             match out.ring.splice_out(pipe, out.socket, at < end) {
