@@ -273,7 +273,7 @@ async fn read_all(ring: &Ring, partition: &Partition, expected: &Expected) -> He
         match partition.fetch(next, 1 << 20, Egress::Copy, &mut pieces).await {
             Ok(fetched) if fetched.bytes == 0 => return Held { reached, ..held },
             Ok(_) => {}
-            Err(FetchError::Corrupt(range)) => {
+            Err(FetchError::Corrupt { range, .. }) => {
                 assert!(range.to > next, "{range:?} at {next}");
                 (next, reached) = (range.to, Reached::EndAroundFences);
                 continue;

@@ -185,15 +185,16 @@ impl Shard {
         if self.is_stopping() {
             return Err(TopicError::Stopping);
         }
-        // A topic on its way out keeps its name: what is left of its files goes at the next start.
-        let taken = coordinator.registry.borrow().topics.iter().any(|topic| *topic.name == *name);
-        if taken || self.topic(&name).is_some() {
+        if self.topic(&name).is_some() {
             return Err(TopicError::Exists(name.to_string()));
         }
         if let Some(why) = self.0.common.device_failure() {
             return Err(TopicError::Io(std::io::Error::other(format!("the device has failed: {why}"))));
         }
+        // A topic on its way out keeps its name until what is left of its files is gone.
         self.finish_deletions(|entry| entry.name == *name).await?;
+        let taken = coordinator.registry.borrow().topics.iter().any(|topic| *topic.name == *name);
+        assert!(!taken, "topic {name} is in the registry and nowhere else");
         let ring = self.ring();
         let mut id = [0; 16];
         id[..8].copy_from_slice(&ring.random_u64().to_be_bytes());
