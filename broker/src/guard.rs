@@ -21,7 +21,7 @@ use ringlog::sys::{ArenaUse, Moment};
 
 use crate::connection::{Broker, Connection};
 
-/// How often memory is looked at; connections only when it is short.
+/// How often memory and those who hold it are looked at while it is short.
 const TICK: Duration = Duration::from_millis(250);
 /// Less than this of an answer in `silence_max` is as good as silence.
 const PACE_BYTES: u64 = 64 << 10;
@@ -54,10 +54,13 @@ pub(crate) async fn run(broker: Rc<Broker>) {
     let every = (silence_max / 4).max(Duration::from_millis(10));
     let (timer, mut stop) = (ring.timer(), pin!(broker.shard.stopping()));
     let mut look = ring.now().plus(every);
+    let mut short = false;
     loop {
-        timer.arm(ring.now().plus(every.min(TICK)));
+        // A shard with memory enough is not woken for it.
+        timer.arm(if short { look.min(ring.now().plus(TICK)) } else { look });
         let stopped = poll_fn(|cx| match stop.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending if !short && ring.poll_short_of_memory(cx).is_ready() => Poll::Ready(false),
             Poll::Pending => timer.poll_expired(cx).map(|()| false),
         });
         if stopped.await {
@@ -72,7 +75,8 @@ pub(crate) async fn run(broker: Rc<Broker>) {
             }
         }
         let usage = ring.arena().usage();
-        if ring.is_short_of_memory() || is_short(&usage) {
+        short = ring.is_short_of_memory() || is_short(&usage);
+        if short {
             close_stalled(&broker, now, &usage);
         }
     }

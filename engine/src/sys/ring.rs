@@ -53,6 +53,8 @@ struct Inner {
     growing: Cell<bool>,
     /// How many wait for memory.
     starving: Cell<u32>,
+    /// Whoever makes room when somebody begins to.
+    shortage: RefCell<Option<Waker>>,
     /// The kernel will not register any more memory.
     unregistered: Cell<bool>,
     pipes: Pipes,
@@ -175,6 +177,7 @@ impl Ring {
             arena: Arena::new(arena_bytes_max),
             growing: Cell::new(false),
             starving: Cell::new(0),
+            shortage: RefCell::new(None),
             unregistered: Cell::new(false),
             pipes: Pipes::default(),
         }))
@@ -274,6 +277,9 @@ impl Ring {
                 return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
             } else {
                 let _starving = Starving::new(&self.0.starving);
+                if let Some(waker) = self.0.shortage.borrow_mut().take() {
+                    waker.wake();
+                }
                 self.sleep(LEASE_RETRY).await;
             }
             if let Some(lease) = self.try_lease(bytes) {
@@ -286,6 +292,15 @@ impl Ring {
     #[must_use]
     pub fn is_short_of_memory(&self) -> bool {
         self.0.starving.get() > 0
+    }
+
+    /// Ready while somebody waits for a lease; otherwise `cx` is woken when that begins, in place of who asked before.
+    pub fn poll_short_of_memory(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_short_of_memory() {
+            return Poll::Ready(());
+        }
+        *self.0.shortage.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     /// Maps, touches and registers one more chunk for leases of `bytes`.
