@@ -366,5 +366,7 @@ async fn next_client(ring: &Ring, address: SocketAddr, script: &Script) {
     let (_, response) = decode_response::<FetchResponse<'_>>(&answer, 11).expect("an answer");
     let topic = response.topics.iter().next().expect("one topic");
     let records = topic.partitions.iter().next().expect("one partition").records.unwrap_or_default();
-    assert_eq!(answer[records].get(17..), batch.get(17..), "the batch comes back");
+    // What the first client left under way may come behind it.
+    let back = answer[records].get(17..).is_some_and(|back| back.starts_with(&batch[17..]));
+    assert!(back, "the batch does not come back");
 }

@@ -38,6 +38,8 @@ pub struct Segment {
     /// An offset at or before the first batch that carries `largest_timestamp`.
     largest_offset: Offset,
     preparation_step: u64,
+    /// What comes last was lost.
+    ends_in_loss: bool,
 }
 
 impl Segment {
@@ -78,6 +80,7 @@ impl Segment {
             sealed: false,
             largest_offset,
             preparation_step: 0,
+            ends_in_loss: false,
         }
     }
 
@@ -107,6 +110,7 @@ impl Segment {
         self.end = position.plus(u64::from(header.bytes));
         self.next_offset = last.plus(1);
         self.prepared = self.prepared.max(self.end);
+        self.ends_in_loss = false;
     }
 
     /// Takes note that everything up to `offset` and `position` is lost: fenced, and followed by nothing good.
@@ -118,9 +122,11 @@ impl Segment {
         self.next_offset = offset;
         self.end = position;
         self.prepared = self.prepared.max(position);
+        self.ends_in_loss = true;
     }
 
-    /// Whether a batch must go to a new segment: size, age, or an offset that Kafka's indexes cannot hold. A
+    /// Whether a batch must go to a new segment: size, age, an offset that Kafka's indexes cannot hold, or a loss just
+    /// before it: nothing in the segment would bear witness of its offset, but the name of the next one does. A
     /// segment takes its first batch whatever its size.
     #[must_use]
     pub fn should_roll(&self, config: &LogConfig, bytes: u32, last_offset: Offset, now: Timestamp) -> bool {
@@ -128,7 +134,7 @@ impl Segment {
             (Some(age_max), Some(first)) => now.0.saturating_sub(first.0) >= age_max,
             _ => false,
         };
-        !self.is_empty() && (old || !self.fits(config, bytes, last_offset))
+        !self.is_empty() && (old || self.ends_in_loss || !self.fits(config, bytes, last_offset))
     }
 
     /// Whether a batch may be appended here at all.
