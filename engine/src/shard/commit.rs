@@ -479,7 +479,8 @@ async fn prepare(partition: &Partition, segment: Offset, file: &File, to: Positi
 }
 
 /// A sealed segment is durable: its indexes are written and its room is given back. One with rot in it gets none: a
-/// segment that has indexes is believed at the next start, one that has none is walked, and fenced again.
+/// segment that has indexes is believed at the next start, one that has none is walked, and fenced again. Nor is it
+/// trimmed: where rot ends is a guess, and the last bytes of a batch may be zeros.
 async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
     let ring = &partition.0.common.ring;
     let parts = {
@@ -492,8 +493,10 @@ async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
         let files = partition.0.files.borrow();
         (files.path(base, Ext::Index), files.path(base, Ext::TimeIndex))
     };
-    let file = partition.writer(base).await?;
-    partition.mind_flush(base, end, ring.trim(&file, end.0).await)?;
+    if !fenced {
+        let file = partition.writer(base).await?;
+        partition.mind_flush(base, end, ring.trim(&file, end.0).await)?;
+    }
     // The offset index last: where it is, the file has its exact size and the time index is there.
     if fenced {
         ring.remove(&index_path).await?;
