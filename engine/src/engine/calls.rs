@@ -5,13 +5,18 @@
 //! shard:                                           | idle task serves it -> |
 //! ```
 //!
+//! Calls begin in the order in which they reached the shard: its loop takes the memory for an append and queues the call,
+//! and whichever task runs next takes the oldest. Of all calls of a lane only so many may be unanswered ([`UnderWay`]).
+//!
 //! In the steady state neither side allocates. A caller that stops waiting leaves its slot to the shard, which puts it
 //! back when it is done; a shard that ends answers what it was asked with [`EngineError::Stopped`].
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -22,11 +27,14 @@ use super::handle::{Appended, read_piece};
 use super::lane::LANE_CALLS_MAX;
 use crate::log::BatchHeader;
 use crate::shard::{Ack, Fetched, Shard};
+use crate::sys::LeaseMut;
 use crate::transfer::{Egress, Piece};
 use crate::types::{Offset, PartitionId};
 
 /// A slot with more memory than this gives it back.
 const BYTES_KEPT_MAX: usize = 1 << 20;
+/// All idle slots of a lane together keep no more than this.
+const BYTES_KEPT_MAX_ALL: usize = 64 << 20;
 /// Serving tasks that stay when they have nothing to do.
 const TASKS_KEPT_MAX: usize = 64;
 
@@ -49,7 +57,21 @@ pub(super) enum Outcome {
 }
 
 /// The slots of one lane: as many as were ever used at once.
-pub(super) struct Slots(ArrayQueue<Arc<Slot>>);
+pub(super) struct Slots {
+    idle: ArrayQueue<Arc<Slot>>,
+    /// Memory of the idle ones.
+    kept_bytes: AtomicUsize,
+    under_way: Arc<AtomicUsize>,
+}
+
+/// A call that is not answered yet: counted until this is dropped.
+pub(super) struct UnderWay(Arc<AtomicUsize>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 #[derive(Default)]
 struct Slot(Mutex<Content>);
@@ -69,6 +91,7 @@ pub(super) struct Asked {
     slots: Arc<Slots>,
     /// Taken when it is answered.
     slot: Option<Arc<Slot>>,
+    _under_way: UnderWay,
 }
 
 /// The caller's side: resolves to the outcome, and leaves the slot's bytes in the caller's vector.
@@ -81,11 +104,27 @@ pub(super) struct Answer<'a> {
 
 impl Default for Slots {
     fn default() -> Slots {
-        Slots(ArrayQueue::new(LANE_CALLS_MAX))
+        Slots {
+            idle: ArrayQueue::new(LANE_CALLS_MAX),
+            kept_bytes: AtomicUsize::new(0),
+            under_way: Arc::default(),
+        }
     }
 }
 
 impl Slots {
+    /// Counts a call, of any kind.
+    ///
+    /// # Errors
+    /// [`EngineError::Busy`] when [`LANE_CALLS_MAX`] are unanswered.
+    pub(super) fn begin(&self) -> Result<UnderWay, EngineError> {
+        if self.under_way.fetch_add(1, Ordering::Relaxed) >= LANE_CALLS_MAX {
+            self.under_way.fetch_sub(1, Ordering::Relaxed);
+            return Err(EngineError::Busy(LANE_CALLS_MAX));
+        }
+        Ok(UnderWay(self.under_way.clone()))
+    }
+
     /// An append: the batch is copied into the slot.
     pub(super) fn append(
         self: &Arc<Slots>,
@@ -93,13 +132,14 @@ impl Slots {
         header: BatchHeader,
         ack: Option<Ack>,
         batch: &[u8],
-    ) -> (Asked, Answer<'static>) {
+    ) -> Result<(Asked, Answer<'static>), EngineError> {
+        let under_way = self.begin()?;
         let slot = self.take();
         let mut content = slot.lock();
         content.asked = Some((partition, Ask::Append { header, ack }));
         content.bytes.extend_from_slice(batch);
         drop(content);
-        self.both_sides(slot, None)
+        Ok(self.both_sides(slot, None, under_way))
     }
 
     /// A fetch: the caller's vector is filled, and is in the slot meanwhile.
@@ -109,37 +149,50 @@ impl Slots {
         offset: Offset,
         bytes_max: u64,
         into: &'a mut Vec<u8>,
-    ) -> (Asked, Answer<'a>) {
+    ) -> Result<(Asked, Answer<'a>), EngineError> {
         into.clear();
+        let under_way = self.begin()?;
         let slot = self.take();
         let mut content = slot.lock();
         content.asked = Some((partition, Ask::Fetch { offset, bytes_max }));
         std::mem::swap(&mut content.bytes, into);
         drop(content);
-        self.both_sides(slot, Some(into))
+        Ok(self.both_sides(slot, Some(into), under_way))
     }
 
     fn both_sides<'a>(
         self: &Arc<Slots>,
         slot: Arc<Slot>,
         into: Option<&'a mut Vec<u8>>,
+        under_way: UnderWay,
     ) -> (Asked, Answer<'a>) {
-        let asked = Asked { slots: self.clone(), slot: Some(slot.clone()) };
+        let asked = Asked { slots: self.clone(), slot: Some(slot.clone()), _under_way: under_way };
         (asked, Answer { slots: self.clone(), slot: Some(slot), into })
     }
 
     fn take(&self) -> Arc<Slot> {
-        self.0.pop().unwrap_or_default()
+        let slot = self.idle.pop().unwrap_or_default();
+        self.kept_bytes.fetch_sub(slot.lock().bytes.capacity(), Ordering::Relaxed);
+        slot
     }
 
     fn give(&self, slot: Arc<Slot>) {
         let mut content = slot.lock();
         content.bytes.clear();
         content.bytes.shrink_to(BYTES_KEPT_MAX);
-        (content.asked, content.outcome, content.waker, content.given_up) = (None, None, None, false);
+        let kept = content.bytes.capacity();
+        if self.kept_bytes.fetch_add(kept, Ordering::Relaxed) + kept > BYTES_KEPT_MAX_ALL {
+            self.kept_bytes.fetch_sub(kept, Ordering::Relaxed);
+            content.bytes = Vec::new();
+        }
+        (content.asked, content.given_up) = (None, false);
+        // A waker is a stranger's: it is not dropped under the lock.
+        let (_outcome, _waker) = (content.outcome.take(), content.waker.take());
         drop(content);
-        // One too many is dropped.
-        let _ = self.0.push(slot);
+        // Answers that nobody has taken yet hold slots as well: one too many is dropped.
+        if let Err(slot) = self.idle.push(slot) {
+            self.kept_bytes.fetch_sub(slot.lock().bytes.capacity(), Ordering::Relaxed);
+        }
     }
 }
 
@@ -150,6 +203,17 @@ impl Slot {
 }
 
 impl Asked {
+    /// How much memory an append needs.
+    pub(super) fn append_bytes(&self) -> Option<usize> {
+        let content = self.slot.as_ref()?.lock();
+        matches!(content.asked, Some((_, Ask::Append { .. }))).then_some(content.bytes.len())
+    }
+
+    pub(super) fn fail(self, error: EngineError) {
+        let bytes = self.take().1;
+        self.answer(Outcome::Failed(error), bytes);
+    }
+
     fn take(&self) -> ((PartitionId, Ask), Vec<u8>) {
         let mut content = self.slot.as_ref().expect("it is answered once").lock();
         (content.asked.expect("a slot on its way is filled"), std::mem::take(&mut content.bytes))
@@ -212,6 +276,8 @@ impl Drop for Answer<'_> {
         let mut content = slot.lock();
         if content.outcome.is_none() {
             content.given_up = true;
+            let _waker = content.waker.take();
+            drop(content);
             return;
         }
         drop(content);
@@ -219,67 +285,91 @@ impl Drop for Answer<'_> {
     }
 }
 
-/// The shard's serving tasks. Calls begin in the order in which they came.
+/// The shard's serving tasks.
 pub(super) struct Servers(Rc<Inner>);
 
 struct Inner {
     shard: Shard,
-    idle: RefCell<Vec<Rc<Server>>>,
-}
-
-#[derive(Default)]
-struct Server {
-    next: Cell<Option<Asked>>,
-    waker: RefCell<Option<Waker>>,
+    /// Calls in the order in which they came, an append with the memory that it needs.
+    queue: RefCell<VecDeque<(Asked, Option<LeaseMut>)>>,
+    /// Tasks with nothing to do, by their numbers.
+    idle: RefCell<Vec<(u64, Waker)>>,
+    started: Cell<u64>,
 }
 
 impl Servers {
     pub(super) fn new(shard: Shard) -> Servers {
-        Servers(Rc::new(Inner { shard, idle: RefCell::default() }))
+        Servers(Rc::new(Inner {
+            shard,
+            queue: RefCell::default(),
+            idle: RefCell::default(),
+            started: Cell::new(0),
+        }))
     }
 
-    /// Hands a call to an idle task, or to a new one.
-    pub(super) fn serve(&self, asked: Asked) {
+    /// Queues a call for an idle task, or a new one. Waits for the memory of an append: what comes behind it may not
+    /// overtake it there.
+    pub(super) async fn serve(&self, asked: Asked) {
+        let lease = match asked.append_bytes() {
+            None => None,
+            Some(bytes) => match self.0.shard.ring().lease(bytes).await {
+                Ok(lease) => Some(lease),
+                Err(error) => return asked.fail(error.into()),
+            },
+        };
+        self.0.queue.borrow_mut().push_back((asked, lease));
         let idle = self.0.idle.borrow_mut().pop();
-        if let Some(server) = idle {
-            server.next.set(Some(asked));
-            let waker = server.waker.borrow_mut().take();
-            waker.expect("an idle task has gone to sleep").wake();
-            return;
+        match idle {
+            Some((_, waker)) => waker.wake(),
+            None => self.start(),
         }
-        let server = Rc::new(Server { next: Cell::new(Some(asked)), ..Server::default() });
-        // The tasks keep the shard, not the other way round: they end with it.
+    }
+
+    /// The tasks keep the shard, not the other way round: they end with it.
+    fn start(&self) {
         let inner = self.0.clone();
+        let number = inner.started.replace(inner.started.get() + 1);
         self.0.shard.spawn(async move {
             let mut pieces = Vec::new();
             loop {
-                let asked = poll_fn(|cx| match server.next.take() {
-                    Some(asked) => Poll::Ready(asked),
-                    None => {
-                        *server.waker.borrow_mut() = Some(cx.waker().clone());
-                        Poll::Pending
+                let next = poll_fn(|cx| {
+                    // It may have been woken by what it waited for long ago: it is idle once, or not at all.
+                    let mut idle = inner.idle.borrow_mut();
+                    idle.retain(|(other, _)| *other != number);
+                    // Whoever comes first takes the oldest, whomever it woke.
+                    if let Some(next) = inner.queue.borrow_mut().pop_front() {
+                        return Poll::Ready(Some(next));
                     }
+                    if idle.len() == TASKS_KEPT_MAX {
+                        return Poll::Ready(None);
+                    }
+                    idle.push((number, cx.waker().clone()));
+                    Poll::Pending
                 });
-                serve(&inner.shard, asked.await, &mut pieces).await;
-                let mut idle = inner.idle.borrow_mut();
-                if idle.len() == TASKS_KEPT_MAX {
-                    return;
+                match next.await {
+                    Some((asked, lease)) => serve(&inner.shard, asked, lease, &mut pieces).await,
+                    None => return,
                 }
-                idle.push(server.clone());
             }
         });
     }
 }
 
-async fn serve(shard: &Shard, asked: Asked, pieces: &mut Vec<Piece>) {
+async fn serve(shard: &Shard, asked: Asked, lease: Option<LeaseMut>, pieces: &mut Vec<Piece>) {
     let ((partition, ask), mut bytes) = asked.take();
-    let outcome = match ask {
-        Ask::Append { header, ack } => append(shard, partition, header, ack, &bytes).await,
-        Ask::Fetch { offset, bytes_max } => {
+    let outcome = match (ask, lease) {
+        (Ask::Append { header, ack }, Some(lease)) => {
+            append(shard, partition, header, ack, (&bytes, lease)).await
+        }
+        (Ask::Append { .. }, None) => unreachable!("an append is queued with its memory"),
+        (Ask::Fetch { offset, bytes_max }, _) => {
             fetch(shard, partition, (offset, bytes_max), pieces, &mut bytes).await
         }
     };
     pieces.clear();
+    if outcome.is_err() {
+        bytes.clear();
+    }
     asked.answer(outcome.unwrap_or_else(Outcome::Failed), bytes);
 }
 
@@ -288,11 +378,10 @@ async fn append(
     partition: PartitionId,
     header: BatchHeader,
     ack: Option<Ack>,
-    batch: &[u8],
+    (batch, mut lease): (&[u8], LeaseMut),
 ) -> Result<Outcome, EngineError> {
     let received = shard.ring().now();
     let Some(partition) = shard.find(partition) else { return Ok(Outcome::Gone) };
-    let mut lease = shard.ring().lease(batch.len()).await?;
     drop(lease.split_off(batch.len()));
     lease.copy_from_slice(batch);
     let ticket = partition.append(lease, header, ack, received).await?;
@@ -405,24 +494,60 @@ mod tests {
         let header = crate::log::check_produced(&batch).unwrap();
         let partition = PartitionId { topic: crate::types::TopicId([1; 16]), index: 0 };
         // Given up first, answered then.
-        let (asked, answer) = slots.append(partition, header, None, &batch);
+        let (asked, answer) = slots.append(partition, header, None, &batch).unwrap();
         drop(answer);
-        assert_eq!(slots.0.len(), 0, "the shard still has it");
+        assert_eq!(slots.idle.len(), 0, "the shard still has it");
         let (_, bytes) = asked.take();
         assert_eq!(bytes, batch);
         asked.answer(Outcome::Gone, bytes);
-        assert_eq!(slots.0.len(), 1);
+        assert_eq!(slots.idle.len(), 1);
         // Answered first, given up then.
-        let (asked, answer) = slots.append(partition, header, None, &batch);
-        assert_eq!(slots.0.len(), 0, "it is used again");
+        let (asked, answer) = slots.append(partition, header, None, &batch).unwrap();
+        assert_eq!(slots.idle.len(), 0, "it is used again");
         asked.answer(Outcome::Gone, Vec::new());
         drop(answer);
-        assert_eq!(slots.0.len(), 1);
+        assert_eq!(slots.idle.len(), 1);
         // Never answered.
         let mut into = vec![1, 2, 3];
-        let (asked, answer) = slots.fetch(partition, Offset(0), 1, &mut into);
+        let (asked, answer) = slots.fetch(partition, Offset(0), 1, &mut into).unwrap();
         drop(asked);
         assert!(matches!(block_on(answer), Outcome::Failed(EngineError::Stopped)));
-        assert_eq!((slots.0.len(), into.len()), (1, 0));
+        assert_eq!((slots.idle.len(), into.len()), (1, 0));
+    }
+
+    #[test]
+    fn calls_take_their_offsets_in_the_order_in_which_they_were_asked() {
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let engine = crate::Engine::open(EngineConfig::new(directory.path().join("data"))).unwrap();
+        let batch = batch(100);
+        block_on(async {
+            let topic = TopicConfig { ack: Ack::Memory, ..TopicConfig::default() };
+            engine.create_topic("t", 1, topic).await.unwrap();
+            let partition = engine.partition("t", 0).await.unwrap();
+            let mut cx = Context::from_waker(Waker::noop());
+            for round in 0..200i64 {
+                // Some are given up as soon as they were asked.
+                let mut asked: Vec<_> = (0..16).map(|_| Box::pin(partition.append(&batch, None))).collect();
+                let early = asked.iter_mut().map(|call| call.as_mut().poll(&mut cx)).collect::<Vec<_>>();
+                let kept = asked.into_iter().zip(early).enumerate().filter(|(number, _)| number % 3 > 0);
+                for (number, (call, early)) in kept.collect::<Vec<_>>() {
+                    let appended = match early {
+                        Poll::Ready(done) => done,
+                        Poll::Pending => call.await,
+                    };
+                    assert_eq!(appended.unwrap().offset, Offset(round * 16 + number as i64), "round {round}");
+                }
+            }
+        });
+        engine.close().unwrap();
+    }
+
+    #[test]
+    fn calls_that_nobody_answers_are_counted_and_refused_beyond_their_number() {
+        let slots = Arc::new(Slots::default());
+        let under_way: Vec<UnderWay> = (0..LANE_CALLS_MAX).map(|_| slots.begin().unwrap()).collect();
+        assert!(matches!(slots.begin(), Err(EngineError::Busy(LANE_CALLS_MAX))));
+        drop(under_way);
+        assert!(slots.begin().is_ok());
     }
 }

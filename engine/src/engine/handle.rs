@@ -41,7 +41,7 @@ impl PartitionHandle {
     /// The batch is malformed, or see [`crate::shard::AppendError`].
     pub async fn append(&self, batch: &[u8], ack: Option<Ack>) -> Result<Appended, EngineError> {
         let header = check_produced(batch)?;
-        let (asked, answer) = self.lane.slots.append(self.id, header, ack, batch);
+        let (asked, answer) = self.lane.slots.append(self.id, header, ack, batch)?;
         self.lane.send(Call::Ask(asked))?;
         match answer.await {
             Outcome::Appended(appended) => Ok(appended),
@@ -60,7 +60,8 @@ impl PartitionHandle {
     }
 
     /// [`PartitionHandle::fetch`] into memory of the caller's, whose former content is dropped: with room enough in it
-    /// nothing is allocated. Dropped before it is done, it leaves the vector empty.
+    /// nothing is allocated. After an error, or dropped before it is done, it leaves the vector empty, perhaps without
+    /// the room that it had.
     ///
     /// # Errors
     /// See [`crate::shard::FetchError`].
@@ -70,7 +71,7 @@ impl PartitionHandle {
         bytes_max: u64,
         into: &mut Vec<u8>,
     ) -> Result<Fetched, EngineError> {
-        let (asked, answer) = self.lane.slots.fetch(self.id, offset, bytes_max, into);
+        let (asked, answer) = self.lane.slots.fetch(self.id, offset, bytes_max, into)?;
         self.lane.send(Call::Ask(asked))?;
         match answer.await {
             Outcome::Fetched(fetched) => Ok(fetched),

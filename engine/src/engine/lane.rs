@@ -14,7 +14,7 @@ use super::{DRAIN_TIME_MAX, EngineError};
 use crate::shard::Shard;
 use crate::sys::Mailbox;
 
-/// Calls that may wait for one shard.
+/// Calls of one shard that may be unanswered.
 pub(super) const LANE_CALLS_MAX: usize = 4096;
 
 type Work = Box<dyn FnOnce(Shard) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
@@ -65,8 +65,14 @@ impl Lane {
         W: FnOnce(Shard) -> F + Send + 'static,
         F: Future<Output = T> + 'static,
     {
+        let under_way = self.slots.begin()?;
         let (done, answer) = reply();
-        let work: Work = Box::new(move |shard| Box::pin(async move { done.send(work(shard).await) }));
+        let work: Work = Box::new(move |shard| {
+            Box::pin(async move {
+                let _under_way = under_way;
+                done.send(work(shard).await);
+            })
+        });
         self.send(Call::Work(work))?;
         answer.await.ok_or(EngineError::Stopped)
     }
@@ -84,7 +90,7 @@ pub(super) async fn serve(lane: &Lane, shard: Shard) {
     let servers = Servers::new(shard.clone());
     loop {
         match poll_fn(|cx| lane.calls.poll_take(cx)).await {
-            Call::Ask(asked) => servers.serve(asked),
+            Call::Ask(asked) => servers.serve(asked).await,
             Call::Work(work) => shard.spawn(work(shard.clone())),
             Call::Serve(work) => {
                 serving.set(serving.get() + 1);
