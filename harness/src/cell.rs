@@ -36,6 +36,7 @@ use crate::record::CellRecord;
 use crate::residency::{Residency, ResidencyPair, drop_logs_from_cache, each_log};
 use crate::schedule::{Cell, WARM_UP_SECONDS};
 use crate::spec::{Load, RunSpec};
+use crate::target::Target;
 use crate::units::Pace;
 use crate::verify::Sent;
 use crate::waiting::{Signal, Started, both, start, unless, within};
@@ -67,6 +68,8 @@ pub struct CellRun {
     pub server: Option<i32>,
     /// Where its log lies, where that is known.
     pub data_dir: Option<PathBuf>,
+    /// The broker again, to be told things.
+    pub target: Rc<RefCell<Target>>,
     /// What there is to catch up on without filling: a floor's files.
     pub made: Option<Rc<Made>>,
     /// Where progress is shown.
@@ -187,6 +190,7 @@ impl CellRun {
         for (error, count) in produced.iter().flat_map(|produced| &produced.errors) {
             *record.errors.entry(error.clone()).or_default() += count;
         }
+        self.target.borrow_mut().forget_tail()?;
         let cached = self.drop_from_cache(log_bytes)?;
 
         let before = self.sample()?;

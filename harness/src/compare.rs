@@ -2,18 +2,21 @@
 //!
 //! One server a row stays up for the whole run, all on the server's core: idle ones sleep, so blocks interleave for
 //! nothing. The load runs on the calling thread, pinned to the other core. Everything is kept below one directory;
-//! the logs in it are removed at the end, whatever came of the run.
+//! the logs in it are removed at the end, also of a run that failed or was told to stop. Only one that is killed outright
+//! leaves them.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigSet, Signal};
 use ringlog::sys::topology::pin_to;
 use ringlog::sys::{Ring, UringOptions};
 use ringlog::transfer::CopyProfile;
@@ -72,8 +75,7 @@ pub fn compare(told: Compare) -> Result<bool> {
     let (server_core, client_core) = spec.cores(&allowed_cores())?;
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
     let wire = wire_address(&target)?;
-    let out = spec.out_directory(since_1970.as_secs());
-    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+    let out = own_directory(spec.out_directory(since_1970.as_secs()), spec.out.is_some())?;
     let data = DataDirectory::create(&spec, &out)?;
     let floor_validity = match wire {
         None => floor_of(&data.0, (server_core, client_core)),
@@ -94,27 +96,27 @@ pub fn compare(told: Compare) -> Result<bool> {
     if server_core == client_core {
         println!("only one core is allowed: server and load share it, and each slows the other");
     }
-    let mut targets = Vec::new();
+    let mut targets: Vec<Rc<RefCell<Target>>> = Vec::new();
     for row in &spec.rows {
-        targets.push(match wire {
+        targets.push(shared(match wire {
             Some(address) => Target::Wire(address),
             None => {
                 let data_dir = data.0.join(row.to_string());
                 Target::start_child(row, &spec.ack.to_string(), None, server_core, &data_dir, &out)?
             }
-        });
+        }));
     }
 
     // The first row a second time, on a server of its own; it must not be praised or blamed, unless it was asked to be.
     let first = &spec.rows[0];
-    targets.push(match wire {
+    targets.push(shared(match wire {
         Some(address) => Target::Wire(address),
         None => {
             let data_dir = data.0.join(format!("{first}-again"));
             let ack = spec.ack.to_string();
             Target::start_child(first, &ack, handicap_percent, server_core, &data_dir, &out)?
         }
-    });
+    }));
 
     let mut record = RunRecord {
         format: FORMAT,
@@ -132,10 +134,10 @@ pub fn compare(told: Compare) -> Result<bool> {
     pin_to(client_core)?;
     let ring = Ring::of_kernel(&UringOptions::default(), ARENA_BYTES_MAX)?;
     let floors = Floors::make(&record, &payload, &data.0)?;
-    let ran = run_cells(&ring, &payload, &mut targets, &floors, &mut record, &out);
+    let ran = run_cells(&ring, &payload, &targets, &floors, &mut record, &out);
     if let Err(error) = ran {
         ring.shut_down();
-        let words: Vec<String> = targets.iter().filter_map(Target::last_words).collect();
+        let words: Vec<String> = targets.iter().filter_map(|target| target.borrow().last_words()).collect();
         record.save(&out)?;
         bail!("{error:#}{}", words.concat());
     }
@@ -145,7 +147,7 @@ pub fn compare(told: Compare) -> Result<bool> {
     write_whole(&page, report::render(&record)?.as_bytes())?;
     println!("{}\n{}", summary(&record), page.display());
     // After the page is written: what was measured stays, however the servers end.
-    let stopped: Vec<Result<()>> = targets.iter_mut().map(Target::stop).collect();
+    let stopped: Vec<Result<()>> = targets.iter().map(|target| target.borrow_mut().stop()).collect();
     stopped.into_iter().collect::<Result<()>>()?;
     Ok(is_clean(&record))
 }
@@ -153,7 +155,7 @@ pub fn compare(told: Compare) -> Result<bool> {
 fn run_cells(
     ring: &Ring,
     payload: &Rc<Payload>,
-    targets: &mut [Target],
+    targets: &[Rc<RefCell<Target>>],
     floors: &Floors,
     record: &mut RunRecord,
     out: &Path,
@@ -162,10 +164,9 @@ fn run_cells(
     let progress = Rc::new(RefCell::new(Progress::to_stderr(&record.plan)));
     let spec = Rc::new(record.spec.clone());
     for cell in record.plan.cells.clone() {
-        let mut floor = None;
         let target = match spec.rows.iter().position(|row| *row == cell.row) {
-            _ if cell.row.is_floor() => floor.insert(floors.start(&cell, record, out)?),
-            Some(row) => &mut targets[if cell.again { spec.rows.len() } else { row }],
+            _ if cell.row.is_floor() => shared(floors.start(&cell, record, out)?),
+            Some(row) => targets[if cell.again { spec.rows.len() } else { row }].clone(),
             None => bail!("cell {cell} is of no row"),
         };
         let made = floors.made.get(&cell.batch_bytes).filter(|_| cell.row.is_floor());
@@ -178,32 +179,41 @@ fn run_cells(
             seconds: record.plan.seconds,
             payload: payload.clone(),
             cell: cell.clone(),
-            address: target.address(),
-            server: target.process_id(),
+            address: target.borrow().address(),
+            server: target.borrow().process_id(),
             data_dir: match &made {
                 Some(made) => Some(made.directory.clone()),
-                None => target.data_dir().map(Path::to_owned),
+                None => target.borrow().data_dir().map(Path::to_owned),
             },
+            target: target.clone(),
             made,
             progress: progress.clone(),
         };
-        let before = target.counters()?;
-        target.forget_stages()?;
-        let mut measured = run.run().with_context(|| format!("cell {cell}"))?;
+        let before = target.borrow_mut().counters()?;
+        target.borrow_mut().forget_stages()?;
+        let ran = run.run().with_context(|| format!("cell {cell}"));
+        let mut measured = match ran {
+            // A floor is not among the targets whose words are shown.
+            Err(error) if cell.row.is_floor() => {
+                bail!("{error:#}{}", target.borrow().last_words().unwrap_or_default())
+            }
+            ran => ran?,
+        };
         measured.start_seconds = start_seconds;
-        measured.server_counters = target.counters()?;
+        measured.server_counters = target.borrow_mut().counters()?;
         // They are shown for latencies only: everywhere they would double the record.
         if cell.kind == CellKind::Latency {
-            measured.stages = target.stages()?;
+            measured.stages = target.borrow_mut().stages()?;
         }
         // Of producers alone nothing went out while it was measured.
         if cell.load != Load::Produce {
             measured.notes.extend(fallback(&before, &measured.server_counters, &cell.row.egress));
         }
-        target.delete_topic(&topic_of(&cell))?;
-        if let Some(mut floor) = floor {
-            floor.stop()?;
+        if cell.row.is_floor() {
+            target.borrow_mut().stop()?;
             floors.clear()?;
+        } else {
+            target.borrow_mut().delete_topic(&topic_of(&cell))?;
         }
         record.save_hlog(out, &measured)?;
         progress.borrow_mut().finish_cell(&measured);
@@ -211,6 +221,32 @@ fn run_cells(
         record.save(out)?;
     }
     Ok(())
+}
+
+/// The directory of a run. The user's may be there; one named after the time is this run's alone, whoever else began in the
+/// same second.
+fn own_directory(wanted: PathBuf, named: bool) -> Result<PathBuf> {
+    if named {
+        fs::create_dir_all(&wanted).with_context(|| format!("creating {}", wanted.display()))?;
+        return Ok(wanted);
+    }
+    let parent = wanted.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    let name =
+        wanted.file_name().and_then(|name| name.to_str()).context("a directory named after the time")?;
+    for number in 1..100 {
+        let path = if number == 1 { wanted.clone() } else { parent.join(format!("{name}-{number}")) };
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("creating {}", path.display())),
+        }
+    }
+    bail!("a hundred runs began in {}", wanted.display())
+}
+
+fn shared(target: Target) -> Rc<RefCell<Target>> {
+    Rc::new(RefCell::new(target))
 }
 
 /// Whether there is a floor on this file system, and how far it can be believed. One that cannot be had is no reason to
@@ -287,8 +323,30 @@ impl DataDirectory {
             Some(directory) => directory.join(format!("ringlog-compare-{}", std::process::id())),
             None => out.join("data"),
         };
+        // What a run that was killed left in the user's directory.
+        if path.exists() {
+            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
         fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
+        DataDirectory::remove_when_told_to_stop(path.clone())?;
         Ok(DataDirectory(path))
+    }
+
+    /// To be called before any thread is started: all of them leave these signals to the one that waits for them. Servers
+    /// end by themselves when this process does.
+    fn remove_when_told_to_stop(path: PathBuf) -> Result<()> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGINT);
+        signals.add(Signal::SIGTERM);
+        signals.thread_block().context("blocking signals")?;
+        std::thread::spawn(move || {
+            if let Ok(signal) = signals.wait() {
+                eprintln!("{signal}: the logs in {} are removed, what was measured stays", path.display());
+                let _ = fs::remove_dir_all(&path);
+                std::process::exit(128 + signal as i32);
+            }
+        });
+        Ok(())
     }
 }
 

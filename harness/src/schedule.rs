@@ -104,7 +104,7 @@ impl Plan {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut cells = Vec::with_capacity(block.len() * blocks as usize);
         for number in 0..blocks {
-            // Latencies are merged over blocks, and floors move little: every second block does.
+            // Latencies are merged over blocks, and floors cost time: every second block does.
             let mut shuffled: Vec<Cell> =
                 block.iter().filter(|cell| number % 2 == 0 || !every_second(cell)).cloned().collect();
             random.shuffle(&mut shuffled);

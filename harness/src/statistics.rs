@@ -33,9 +33,10 @@ pub enum Verdict {
     More,
     /// Less, and by more than the noise.
     Less,
-    /// The interval holds 1 and is narrow, or the difference is within what the same thing measured twice showed.
+    /// The interval holds 1 and is narrow.
     NoDifferenceShown,
-    /// The interval is too wide to say either, or there are too few pairs.
+    /// The interval is too wide to say either, there are too few pairs, or the difference is no larger than the one that
+    /// the same thing measured twice showed.
     Inconclusive,
 }
 
@@ -67,7 +68,7 @@ impl Ratio {
         match (low > 1.0, high < 1.0) {
             (true, _) if beyond_noise => Verdict::More,
             (_, true) if beyond_noise => Verdict::Less,
-            (true, _) | (_, true) => Verdict::NoDifferenceShown,
+            (true, _) | (_, true) => Verdict::Inconclusive,
             _ if high <= 1.0 + WIDTH_MAX && low >= 1.0 - WIDTH_MAX => Verdict::NoDifferenceShown,
             _ => Verdict::Inconclusive,
         }
@@ -170,11 +171,7 @@ mod tests {
         assert!((more.ratio - 1.217).abs() < 0.01 && more.pairs == 8);
         assert_eq!(more.verdict(None), Verdict::More);
         let noise = Ratio::of(&pairs(&[1.3; 8])).unwrap();
-        assert_eq!(
-            more.verdict(Some(&noise)),
-            Verdict::NoDifferenceShown,
-            "below the noise nothing is ranked"
-        );
+        assert_eq!(more.verdict(Some(&noise)), Verdict::Inconclusive, "below the noise nothing is ranked");
         let less = Ratio::of(&pairs(&[0.8, 0.82, 0.79, 0.81, 0.8, 0.8])).unwrap();
         assert_eq!(less.verdict(None), Verdict::Less);
         let same = Ratio::of(&pairs(&[1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01, 0.99])).unwrap();

@@ -4,7 +4,7 @@
 //! three blocks an interval would be a boast; latencies come from histograms merged over blocks, with the number of
 //! requests they rest on.
 
-use crate::comparison::{Comparisons, Measure, OfFloor, in_words};
+use crate::comparison::{Comparisons, Measure, OfFloor, in_words, median};
 use crate::cpu::ThreadKind;
 use crate::floor::validity::Validity;
 use crate::intervals::chart;
@@ -27,6 +27,9 @@ pub const STAGES: [(&str, &str); 5] = [
     ("flush", "the flush, where the promise asks for one"),
     ("answer", "all of it: received to answered"),
 ];
+
+/// A row may be as fast as its floor, and a little luckier.
+const FLOOR_SHARE_MAX: f64 = 1.1;
 
 /// More of the cores' time than this for others, and the numbers are theirs as much as ours.
 const OTHERS_SHARE_MAX: f64 = 0.25;
@@ -181,6 +184,7 @@ pub fn warnings(record: &RunRecord) -> Vec<String> {
         warnings
             .push("Debug assertions were on: these speeds mean nothing. Build with --release.".to_owned());
     }
+    warnings.extend(beaten_floors(record));
     warnings.extend(record.floor_validity.iter().flat_map(Validity::complaints));
     let steal: f64 = record.cells.iter().flat_map(|cell| cell.cores.values()).map(|core| core.steal).sum();
     let measured: f64 = record.cells.iter().map(|cell| cell.seconds * cell.cores.len() as f64).sum();
@@ -203,6 +207,26 @@ pub fn warnings(record: &RunRecord) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// A floor that a row does better than is none: it is said, not shown as a triumph.
+fn beaten_floors(record: &RunRecord) -> Vec<String> {
+    let mut beaten = Vec::new();
+    for &batch_bytes in &record.spec.batch_bytes {
+        for &load in &record.spec.loads {
+            for row in &record.spec.rows {
+                let share = median(OfFloor::of(record, row, load, batch_bytes).throughput);
+                if let Some(share) = share.filter(|share| *share > FLOOR_SHARE_MAX) {
+                    beaten.push(format!(
+                        "{row} reached {} of its floor's MB/s ({load}, {}): there it is no floor, or the machine was not quiet.",
+                        three_digits(share),
+                        binary_bytes(batch_bytes as u64)
+                    ));
+                }
+            }
+        }
+    }
+    beaten
 }
 
 fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
@@ -447,11 +471,8 @@ fn spread(values: impl Iterator<Item = Option<f64>>) -> Spread {
     let (Some(first), Some(last)) = (values.first(), values.last()) else {
         return Spread { median: "-".to_owned(), range: String::new() };
     };
-    let middle = values.len() / 2;
-    let median =
-        if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
     let range = format!("{}..{}", three_digits(*first), three_digits(*last));
-    Spread { median: three_digits(median), range }
+    Spread { median: median(values).map_or_else(|| "-".to_owned(), three_digits), range }
 }
 
 /// `1 partition`, `8 partitions`.

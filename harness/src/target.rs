@@ -9,6 +9,7 @@
 //! us:     counters              child:  {"shard":{..},"egress":{..}}
 //! us:     forget-stages         child:  {}
 //! us:     stages                child:  {"accept":"<base64>",..}
+//! us:     forget-tail           child:  {}
 //! us:     delete cell-007       child:  {"deleted":"cell-007"}
 //! us:     (end of input)        child:  {"shard":..}, exit status 0
 //! ```
@@ -114,8 +115,11 @@ impl Target {
         logs: &Path,
     ) -> Result<Target> {
         let consumers = if cell.load == Load::Tail { spec.consumers } else { 0 };
-        let (partitions, consumers) = (spec.partitions.to_string(), consumers.to_string());
-        let mut words = vec!["--partitions", &partitions, "--consumers", &consumers];
+        let in_flight = u64::from(spec.producers) * u64::from(spec.window) * cell.batch_bytes as u64;
+        let numbers = [u64::from(spec.partitions), u64::from(consumers), in_flight].map(|n| n.to_string());
+        let [partitions, consumers, in_flight] = &numbers;
+        let mut words =
+            vec!["--partitions", partitions, "--consumers", consumers, "--in-flight-bytes", in_flight];
         if let Some(stored) = stored {
             let stored = stored.to_str().with_context(|| format!("{} is not UTF-8", stored.display()))?;
             words.extend(["--stored", stored, "--egress", &cell.row.egress]);
@@ -132,7 +136,9 @@ impl Target {
         logs: &Path,
     ) -> Result<Target> {
         fs::create_dir_all(data_dir).with_context(|| format!("creating {}", data_dir.display()))?;
-        let stderr = logs.join(format!("server-{row}.log"));
+        // The repeat of a row has a directory of its own, and so a log.
+        let name = data_dir.file_name().and_then(|name| name.to_str()).unwrap_or("server");
+        let stderr = logs.join(format!("server-{name}.log"));
         let errors = File::create(&stderr).with_context(|| format!("creating {}", stderr.display()))?;
         let program = std::env::current_exe().context("finding this program")?;
         let mut process = Command::new(program)
@@ -216,6 +222,17 @@ impl Target {
                 Ok(serde_json::from_value(server.ask("stages")?).context("the stages of a server")?)
             }
             Target::Wire(_) => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// Lets go of what its memory holds of the log: what is read then comes from files.
+    ///
+    /// # Errors
+    /// When it died.
+    pub fn forget_tail(&mut self) -> Result<()> {
+        match self {
+            Target::Child(server) => server.ask("forget-tail").map(drop),
+            Target::Wire(_) => Ok(()),
         }
     }
 
@@ -346,6 +363,10 @@ fn obey(engine: &Engine, command: &str) -> Result<Value> {
         None if command == "counters" => Ok(described(&block_on(engine.counters())?[0])),
         None if command == "forget-stages" => {
             block_on(engine.on_shard(|shard| async move { shard.stages().clear() }))?;
+            Ok(json!({}))
+        }
+        None if command == "forget-tail" => {
+            block_on(engine.on_shard(|shard| async move { shard.drop_tail_caches() }))?;
             Ok(json!({}))
         }
         None if command == "stages" => {

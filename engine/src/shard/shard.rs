@@ -307,6 +307,11 @@ impl Shard {
         &self.0.common.transfers
     }
 
+    /// Lets go of what tail caches hold and files hold too, for a measurement that shall begin with the disk.
+    pub fn drop_tail_caches(&self) {
+        self.0.common.drop_tail_caches();
+    }
+
     /// Where the time of appends went.
     #[must_use]
     pub fn stages(&self) -> &Stages {
@@ -484,6 +489,15 @@ impl Common {
                 return;
             }
         }
+    }
+
+    /// Lets go of all that is cached and already in files, but for the block that each partition writes next: what is read
+    /// then comes from files.
+    pub(super) fn drop_tail_caches(&self) {
+        self.each_partition(|partition| {
+            while partition.0.staged.borrow_mut().evict_oldest() {}
+            self.recount(partition);
+        });
     }
 
     /// Lets every partition go of its oldest cached block, until the budget holds and `wanted` bytes came free.

@@ -1,10 +1,10 @@
 //! One file, written past the page cache in units, a few under way at once.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::rc::Rc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ringlog::sys::{File, Lease, OpenOptions, Ring};
 
 use super::{Changes, PREPARED_BYTES, WRITES};
@@ -18,6 +18,8 @@ pub(super) struct Disk {
     preparing: Cell<bool>,
     under_way: Cell<usize>,
     changes: Changes,
+    /// The first thing that went wrong: nothing is written after it.
+    failed: RefCell<Option<String>>,
 }
 
 impl Disk {
@@ -35,36 +37,61 @@ impl Disk {
             preparing: Cell::new(false),
             under_way: Cell::new(0),
             changes: Changes::default(),
+            failed: RefCell::new(None),
         })
     }
 
     /// Starts the write of a unit, as soon as fewer than [`WRITES`] are under way.
-    pub(super) async fn write(self: &Rc<Disk>, unit: Lease) {
-        self.changes.until(|| self.under_way.get() < WRITES).await;
+    ///
+    /// # Errors
+    /// What went wrong with an earlier one, or while room was prepared.
+    pub(super) async fn write(self: &Rc<Disk>, unit: Lease) -> Result<()> {
+        self.changes.until(|| self.has_failed() || self.under_way.get() < WRITES).await;
+        self.check()?;
         self.under_way.set(self.under_way.get() + 1);
         let at = self.at.get();
         self.at.set(at + unit.len() as u64);
         self.prepare_ahead();
         let disk = self.clone();
         self.ring.spawn(async move {
-            disk.changes.until(|| disk.prepared.get() >= at + unit.len() as u64).await;
-            let bytes = unit.len();
-            let (written, _unit) = disk.ring.write(&disk.file, at, unit).await;
-            match written {
-                Ok(written) if written == bytes => {}
-                other => {
-                    eprintln!("writing {bytes} bytes at {at}: {other:?}");
-                    std::process::exit(1);
+            let end = at + unit.len() as u64;
+            disk.changes.until(|| disk.has_failed() || disk.prepared.get() >= end).await;
+            if !disk.has_failed() {
+                let bytes = unit.len();
+                let (written, _unit) = disk.ring.write(&disk.file, at, unit).await;
+                if !written.as_ref().is_ok_and(|&written| written == bytes) {
+                    disk.fail(format!("writing {bytes} bytes at {at}: {written:?}"));
                 }
             }
             disk.under_way.set(disk.under_way.get() - 1);
             disk.changes.tell();
         });
+        Ok(())
     }
 
     /// Waits until nothing is under way.
-    pub(super) async fn settled(&self) {
+    ///
+    /// # Errors
+    /// As [`Disk::write`].
+    pub(super) async fn settled(&self) -> Result<()> {
         self.changes.until(|| self.under_way.get() == 0).await;
+        self.check()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.borrow().is_some()
+    }
+
+    fn fail(&self, why: String) {
+        self.failed.borrow_mut().get_or_insert(why);
+        self.changes.tell();
+    }
+
+    fn check(&self) -> Result<()> {
+        match &*self.failed.borrow() {
+            Some(why) => bail!("the floor's file: {why}"),
+            None => Ok(()),
+        }
     }
 
     /// The next step is prepared when half of the last one is used.
@@ -78,8 +105,7 @@ impl Disk {
         self.ring.spawn(async move {
             let to = prepared + PREPARED_BYTES;
             if let Err(error) = disk.ring.prepare(&disk.file, prepared, to).await {
-                eprintln!("preparing up to {to}: {error}");
-                std::process::exit(1);
+                return disk.fail(format!("preparing up to {to}: {error}"));
             }
             disk.prepared.set(to);
             disk.preparing.set(false);

@@ -134,7 +134,7 @@ async fn share(
         _ => at,
     };
     if warm_to < end {
-        warm_to = at + WARM_BYTES;
+        warm_to = at + WARM_BYTES.max(stretch.bytes);
         ring.warm_cache(file, at, warm_to).await?;
     }
     // One step is brought in while the one before it is sent.

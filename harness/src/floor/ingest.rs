@@ -170,7 +170,7 @@ pub(super) async fn receive(floor: &Rc<Floor>, socket: &Socket, first: &[u8]) ->
         }
         if rest.is_empty() {
             floor.memory.has_room().await;
-            floor.disk.write(unit.take().expect("a full unit has parts")).await;
+            floor.disk.write(unit.take().expect("a full unit has parts")).await?;
             rest = ring.lease(UNIT_BYTES).await?;
         }
         let answering = async {

@@ -1,10 +1,11 @@
 //! What was received and is still to be read, where it was received: no file is asked.
 //!
-//! A partition's batches are kept until each of its readers has asked for what is behind them. Producers wait while
-//! [`KEPT_BYTES_MAX`] are kept.
+//! A partition's batches are kept until each of its readers has asked for what is behind them. Producers wait while more is
+//! kept than they have in flight together, and than [`KEPT_BYTES_MIN`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,7 @@ use super::ingest::{Batch, HEAD_BYTES};
 use super::{Answer, Asked, Changes};
 use crate::waiting::within;
 
-const KEPT_BYTES_MAX: usize = 16 << 20;
+const KEPT_BYTES_MIN: usize = 16 << 20;
 /// How long a reader is kept waiting for bytes.
 const POLL: Duration = Duration::from_millis(500);
 /// Batches of an answer: each is a head and a few pieces.
@@ -28,7 +29,7 @@ pub(super) struct Memory {
     /// Readers of each partition.
     readers: usize,
     kept_bytes: Cell<usize>,
-    appended: Changes,
+    kept_bytes_max: usize,
     passed: Changes,
 }
 
@@ -36,17 +37,19 @@ pub(super) struct Memory {
 struct Partition {
     kept: VecDeque<(i64, Batch)>,
     end: i64,
+    /// Its readers wait for it.
+    appended: Rc<Changes>,
     /// The offset that each reader asked for last.
     asked: BTreeMap<u64, i64>,
 }
 
 impl Memory {
-    pub(super) fn new(partitions: u32, readers: u32) -> Memory {
+    pub(super) fn new(partitions: u32, readers: u32, in_flight_bytes: usize) -> Memory {
         Memory {
+            kept_bytes_max: in_flight_bytes.max(KEPT_BYTES_MIN),
             partitions: (0..partitions).map(|_| RefCell::default()).collect(),
             readers: readers as usize,
             kept_bytes: Cell::new(0),
-            appended: Changes::default(),
             passed: Changes::default(),
         }
     }
@@ -65,15 +68,16 @@ impl Memory {
             batch.head[..8].copy_from_slice(&offset.to_be_bytes());
             self.kept_bytes.set(self.kept_bytes.get() + batch.bytes);
             partition.kept.push_back((offset, batch));
+            let appended = partition.appended.clone();
             drop(partition);
-            self.appended.tell();
+            appended.tell();
         }
         Ok(offset)
     }
 
     /// Waits while too much is kept.
     pub(super) async fn has_room(&self) {
-        self.passed.until(|| self.kept_bytes.get() <= KEPT_BYTES_MAX).await;
+        self.passed.until(|| self.kept_bytes.get() <= self.kept_bytes_max).await;
     }
 
     /// Sends a reader what lies from its offset on, as soon as there is anything.
@@ -87,7 +91,8 @@ impl Memory {
     ) -> Result<()> {
         let partition = self.partition(asked.partition)?;
         self.pass(partition, reader, asked.offset);
-        let there = self.appended.until(|| partition.borrow().end > asked.offset);
+        let appended = partition.borrow().appended.clone();
+        let there = appended.until(|| partition.borrow().end > asked.offset);
         let _ = within(ring, POLL, there).await;
         let side = ring.lease(SIDE_BYTES).await?;
         gather(side, &partition.borrow(), asked, answer)?;

@@ -67,6 +67,9 @@ pub struct ServeFloor {
     /// Readers of each partition: memory is kept until all of them have passed
     #[arg(long, default_value_t = 0)]
     consumers: u32,
+    /// Bytes that producers have in flight together: as much may wait for readers
+    #[arg(long, default_value_t = 0)]
+    in_flight_bytes: u64,
     /// Files made beforehand, to be read instead
     #[arg(long)]
     stored: Option<PathBuf>,
@@ -122,7 +125,7 @@ async fn serve(ring: Ring, told: ServeFloor) -> Result<()> {
         None => None,
     };
     let listener = ring.listen(SocketAddr::from(([127, 0, 0, 1], 0)), false)?;
-    let memory = Memory::new(told.partitions, told.consumers);
+    let memory = Memory::new(told.partitions, told.consumers, told.in_flight_bytes as usize);
     let floor = Rc::new(Floor { ring: ring.clone(), disk, memory, stored, connections: Cell::new(0) });
     println!("{}{}", crate::target::LISTENING, listener.address());
     std::io::stdout().flush()?;

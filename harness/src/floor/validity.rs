@@ -24,8 +24,8 @@ use crate::units::three_digits;
 
 /// What a floor must reach of its measure.
 pub const SHARE_MIN: f64 = 0.9;
-const TURNS: usize = 3;
-const SOCKET_TIME: Duration = Duration::from_millis(120);
+const TURNS: usize = 4;
+const SOCKET_TIME: Duration = Duration::from_millis(100);
 /// Written in each turn: four times what is prepared beforehand.
 const DISK_BYTES: u64 = 4 * PREPARED_BYTES;
 /// What the sender of a socket check gives to the kernel at once.
@@ -72,10 +72,17 @@ impl Validity {
         std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         let with_fio = Command::new("fio").arg("--version").output().is_ok_and(|fio| fio.status.success());
         let (mut socket, mut disk) = (Vec::new(), Vec::new());
-        for _ in 0..TURNS {
-            socket.push((received(cores, ring_receiver)?, received(cores, bare_receiver)?));
+        for turn in 0..TURNS {
+            // Who begins has the quieter half of a turn, or the noisier: so they take turns in that as well.
+            let floor_first = turn % 2 == 0;
+            socket.push(in_turn(
+                floor_first,
+                || received(cores, ring_receiver),
+                || received(cores, bare_receiver),
+            )?);
             if with_fio {
-                disk.push((written(directory, cores.0)?, fio(directory, cores.0)?));
+                let (ours, theirs) = (|| written(directory, cores.0), || fio(directory, cores.0));
+                disk.push(in_turn(floor_first, ours, theirs)?);
             }
         }
         Ok(Validity { socket: Held::of(&socket), disk: with_fio.then(|| Held::of(&disk)) })
@@ -113,10 +120,23 @@ impl std::fmt::Display for Validity {
     }
 }
 
+/// Both results, in the order of their names; which one is measured first is said.
+fn in_turn(
+    first_first: bool,
+    first: impl Fn() -> Result<f64>,
+    second: impl Fn() -> Result<f64>,
+) -> Result<(f64, f64)> {
+    if first_first {
+        return Ok((first()?, second()?));
+    }
+    let second = second()?;
+    Ok((first()?, second))
+}
+
 /// MB/s that a receiver on the first core takes from a sender on the second.
 fn received(
     (server, client): (usize, usize),
-    receiver: fn(TcpStream, Instant) -> Result<u64>,
+    receiver: fn(TcpStream) -> Result<(u64, Duration)>,
 ) -> Result<f64> {
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let address = listener.local_addr()?;
@@ -131,34 +151,34 @@ fn received(
     let receiving = thread::spawn(move || -> Result<f64> {
         pin_to(server)?;
         let (stream, _) = listener.accept()?;
-        let begun = Instant::now();
-        let bytes = receiver(stream, begun + SOCKET_TIME)?;
-        Ok(bytes as f64 / 1e6 / begun.elapsed().as_secs_f64())
+        let (bytes, time) = receiver(stream)?;
+        Ok(bytes as f64 / 1e6 / time.as_secs_f64())
     });
     let rate = receiving.join().expect("a receiver that does not panic");
     sending.join().expect("a sender that does not panic")?;
     rate
 }
 
-fn bare_receiver(mut stream: TcpStream, until: Instant) -> Result<u64> {
-    let mut buffer = vec![0; UNIT_BYTES];
-    let mut bytes = 0;
-    while Instant::now() < until {
+fn bare_receiver(mut stream: TcpStream) -> Result<(u64, Duration)> {
+    // Not zeros: the kernel would bring its pages only when they are written to.
+    let mut buffer = vec![7; UNIT_BYTES];
+    let (begun, mut bytes) = (Instant::now(), 0);
+    while begun.elapsed() < SOCKET_TIME {
         match stream.read(&mut buffer)? {
             0 => break,
             read => bytes += read as u64,
         }
     }
-    Ok(bytes)
+    Ok((bytes, begun.elapsed()))
 }
 
-fn ring_receiver(stream: TcpStream, until: Instant) -> Result<u64> {
+fn ring_receiver(stream: TcpStream) -> Result<(u64, Duration)> {
     let ring = Ring::of_kernel(&UringOptions::default(), ARENA_BYTES_MAX)?;
     ring.clone().run(async move {
         let socket = ring.adopt_stream(stream)?;
         let mut memory = ring.lease(UNIT_BYTES).await?;
-        let mut bytes = 0;
-        while Instant::now() < until {
+        let (begun, mut bytes) = (Instant::now(), 0);
+        while begun.elapsed() < SOCKET_TIME {
             let (received, whole) = ring.recv(&socket, memory).await;
             memory = whole;
             match received? {
@@ -166,7 +186,7 @@ fn ring_receiver(stream: TcpStream, until: Instant) -> Result<u64> {
                 received => bytes += received as u64,
             }
         }
-        Ok(bytes)
+        Ok((bytes, begun.elapsed()))
     })
 }
 
@@ -182,9 +202,9 @@ fn written(directory: &Path, core: usize) -> Result<f64> {
             let unit = ring.lease(UNIT_BYTES).await?.freeze();
             let begun = Instant::now();
             for _ in 0..DISK_BYTES / UNIT_BYTES as u64 {
-                disk.write(unit.clone()).await;
+                disk.write(unit.clone()).await?;
             }
-            disk.settled().await;
+            disk.settled().await?;
             Ok(DISK_BYTES as f64 / 1e6 / begun.elapsed().as_secs_f64())
         })
     });
