@@ -12,8 +12,10 @@ use ringlog::shard::{FetchError, Route};
 use ringlog::sys::{Lease, Moment, Socket};
 
 use crate::config::{BYTES_IN_FLIGHT_MAX, BrokerConfig, REQUESTS_IN_FLIGHT_MAX};
+use crate::errors::Fault;
 use crate::guard::{Hold, Mark};
 use crate::produce::Produced;
+use crate::reader;
 use crate::wire::ErrorCode;
 
 /// What all connections of a shard share.
@@ -26,9 +28,26 @@ pub(crate) struct Broker {
     pub refused_connections: Cell<u64>,
     /// Connections open now.
     pub connections: RefCell<Vec<Rc<Connection>>>,
+    /// Connections that ended by a fault of the peer's.
+    pub faults: Cell<u64>,
 }
 
+/// So many faults of peers are said one by one; after that the 16th, 32nd, 64th: strangers can make them by the thousand.
+const FAULTS_SAID: u64 = 8;
+
 impl Broker {
+    /// Says why a connection is closed, if its peer did something wrong.
+    pub(crate) fn note_fault(&self, connection: &Connection, fault: &Fault) {
+        if matches!(fault, Fault::Io(error) if reader::is_farewell(error)) {
+            return;
+        }
+        let faults = self.faults.get() + 1;
+        self.faults.set(faults);
+        if faults <= FAULTS_SAID || faults.is_power_of_two() {
+            tracing::warn!("connection of {} is closed: {fault} ({faults} so far)", connection.describe());
+        }
+    }
+
     /// One of the two tasks of a connection has ended; with the second it is no longer open. Before, it would not count
     /// against the limit while its reader waits for a place in a log.
     pub(crate) fn forget(&self, connection: &Rc<Connection>) {

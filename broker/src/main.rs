@@ -63,7 +63,7 @@ struct Serve {
     #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
     retention_bytes: i64,
     /// This node's number in a new data directory.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..))]
     node_id: i32,
     /// The cores to run on, a shard on each: how many (4), or which (0,2-5; 3-3 for one); all allowed ones within the
     /// CPU quota if not given.
@@ -137,6 +137,9 @@ impl Cores {
 fn host_and_port(text: &str) -> Result<(String, u16), String> {
     let (host, port) = text.rsplit_once(':').ok_or_else(|| format!("\"{text}\" is not HOST:PORT"))?;
     let port = port.parse().map_err(|_| format!("\"{port}\" is not a port"))?;
+    if host.is_empty() || port == 0 {
+        return Err(format!("\"{text}\": clients need a host and a port to come to"));
+    }
     Ok((host.trim_matches(['[', ']']).to_owned(), port))
 }
 
@@ -153,6 +156,11 @@ fn main() -> anyhow::Result<()> {
 
 fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     anyhow::ensure!(told.partitions > 0, "--partitions {}: at least one is needed", told.partitions);
+    anyhow::ensure!(
+        told.advertise.is_some() || !told.listen.ip().is_unspecified(),
+        "--listen {}: no address that clients could come to: --advertise HOST:PORT is needed",
+        told.listen
+    );
     let mut config = EngineConfig::new(&told.data_dir);
     let (cores, chosen) = Cores::choose(told.cores.as_ref())?;
     config.cores = Some(cores);
@@ -239,6 +247,14 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_are_something_to_come_to() {
+        assert_eq!(host_and_port("[::1]:9092"), Ok(("::1".to_owned(), 9092)));
+        for text in [":9092", "host:0", "host", "host:x"] {
+            assert!(host_and_port(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn cores_are_a_list_or_a_count_and_nonsense_is_refused_by_name() {

@@ -30,19 +30,12 @@ pub(crate) async fn run(broker: Rc<Broker>, connection: Rc<Connection>) {
     match result {
         Ok(mut reader) => {
             if let Err(fault) = reader.run().await {
-                report(&connection, &fault);
+                broker.note_fault(&connection, &fault);
             }
         }
-        Err(fault) => report(&connection, &fault),
+        Err(fault) => broker.note_fault(&connection, &fault),
     }
     connection.end_input();
-}
-
-fn report(connection: &Connection, fault: &Fault) {
-    match fault {
-        Fault::Io(error) if is_farewell(error) => {}
-        fault => tracing::warn!("connection of {} is closed: {fault}", connection.describe()),
-    }
 }
 
 /// A peer that leaves, politely or not, is nothing to talk about.

@@ -70,6 +70,7 @@ pub fn bind(shard: &Shard, config: BrokerConfig) -> io::Result<Bound> {
         advertised,
         refused_connections: Cell::new(0),
         connections: RefCell::new(Vec::new()),
+        faults: Cell::new(0),
     };
     Ok(Bound { broker: Rc::new(broker), listener, accepted: Cell::new(0) })
 }

@@ -16,7 +16,7 @@ use crate::wire::{
 };
 use crate::{
     create_topics, delete_records, delete_topics, describe_cluster, describe_configs, fetch, list_offsets,
-    metadata, offset_for_leader_epoch, produce, reader,
+    metadata, offset_for_leader_epoch, produce,
 };
 
 /// Answers gather up to here before they are sent.
@@ -39,10 +39,7 @@ pub(crate) async fn run(broker: Rc<Broker>, connection: Rc<Connection>) {
         response: Response::default(),
     };
     if let Err(fault) = writer.run().await {
-        match &fault {
-            Fault::Io(error) if reader::is_farewell(error) => {}
-            fault => tracing::warn!("connection of {} is closed: {fault}", connection.describe()),
-        }
+        broker.note_fault(&connection, &fault);
     }
     connection.end_output();
 }

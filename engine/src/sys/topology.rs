@@ -23,7 +23,8 @@ pub fn pin_to(core: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(core).map_err(|_| refuse(format!("there is no core {core}")))?;
     sched_setaffinity(Pid::from_raw(0), &set).map_err(|errno| {
-        refuse(format!("cannot pin to core {core}: {errno}; allowed are {:?}", allowed_cores()))
+        let allowed = allowed_cores().unwrap_or_default();
+        refuse(format!("cannot pin to core {core}: {errno}; allowed are {allowed:?}"))
     })
 }
 
