@@ -28,6 +28,9 @@ pub const STAGES: [(&str, &str); 5] = [
     ("answer", "all of it: received to answered"),
 ];
 
+/// Per cent of registered memory that rows may differ by before it is said.
+const REGISTERED_DIFFERENCE_MAX: f64 = 10.0;
+
 /// A row may be as fast as its floor, and a little luckier.
 const FLOOR_SHARE_MAX: f64 = 1.1;
 
@@ -184,6 +187,7 @@ pub fn warnings(record: &RunRecord) -> Vec<String> {
         warnings
             .push("Debug assertions were on: these speeds mean nothing. Build with --release.".to_owned());
     }
+    warnings.extend(unequal_memory(record));
     warnings.extend(beaten_floors(record));
     warnings.extend(record.floor_validity.iter().flat_map(Validity::complaints));
     let steal: f64 = record.cells.iter().flat_map(|cell| cell.cores.values()).map(|core| core.steal).sum();
@@ -207,6 +211,29 @@ pub fn warnings(record: &RunRecord) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// The limit of locked memory is one for all processes of a user: who started first may have had it all.
+fn unequal_memory(record: &RunRecord) -> Option<String> {
+    let registered = |row: &Pair| {
+        let mut cells = record.cells.iter().rev().filter(|cell| cell.cell.row == *row && !cell.cell.again);
+        let shard = cells.find_map(|cell| cell.server_counters.get("shard"))?;
+        let bytes = |name: &str| shard.get(name).and_then(serde_json::Value::as_f64);
+        Some(100.0 * bytes("arena_registered_bytes")? / bytes("arena_mapped_bytes")?.max(1.0))
+    };
+    let shares: Vec<(String, f64)> =
+        record.spec.rows.iter().filter_map(|row| Some((row.to_string(), registered(row)?))).collect();
+    let (least, most) = shares
+        .iter()
+        .fold((100.0, 0.0), |(least, most): (f64, f64), (_, share)| (least.min(*share), most.max(*share)));
+    let words =
+        shares.iter().map(|(row, share)| format!("{row} {share:.0} %")).collect::<Vec<_>>().join(", ");
+    (most - least > REGISTERED_DIFFERENCE_MAX).then(|| {
+        format!(
+            "Of the servers' memory not the same part was registered with the kernel, for the limit of locked memory is \
+             one for all of them: {words}. With a larger limit (ulimit -l) they would be equal."
+        )
+    })
 }
 
 /// A floor that a row does better than is none: it is said, not shown as a triumph.
