@@ -419,9 +419,12 @@ fn cpu_line(cells: &[&CellRecord]) -> CpuLine {
         ("helpers", ThreadKind::Helper),
         ("other", ThreadKind::Other),
     ];
+    // A kind of thread that did nothing takes no place.
     let mut parts: Vec<String> = kinds
         .iter()
-        .map(|(name, kind)| format!("{name} {}", median_of(&|cell| cell.server.of(*kind).total())))
+        .map(|(name, kind)| (name, median_of(&|cell| cell.server.of(*kind).total())))
+        .filter(|(_, seconds)| seconds != "0")
+        .map(|(name, seconds)| format!("{name} {seconds}"))
         .collect();
     if cells.iter().any(|cell| cell.server.ended_threads.total() > 0.0) {
         parts.push(format!("ended threads {}", median_of(&|cell| cell.server.ended_threads.total())));
