@@ -6,7 +6,7 @@ use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced
 use ringlog::shard::{Ack, Acked, AppendError, Partition, Shard, ShardConfig, Timestamps, TopicConfig};
 use ringlog::sys::Ring;
 use ringlog::sys::sim::World;
-use ringlog::transfer::{Egress, Piece};
+use ringlog::transfer::{Egress, Ingress, Piece};
 use ringlog::types::{Offset, Timestamp};
 
 const ARENA: u64 = 64 << 20;
@@ -84,6 +84,50 @@ fn old_segments_go_also_from_an_idle_partition_and_a_reader_keeps_its_bytes() {
         assert_eq!(shard.topic("t").unwrap().here(0).unwrap().marks().log_start, Offset(8));
     });
     ring.shut_down();
+}
+
+/// Once an assertion failed here: of a large batch that was written in part, memory was let go of that held the end of the
+/// batch before, in a block of the file that was still to be written again.
+#[test]
+fn large_batches_are_read_while_they_are_written_and_hardly_anything_is_cached() {
+    for ingress in [Ingress::Copy, Ingress::InPlace, Ingress::Buffered] {
+        let world = World::new(1);
+        let ring = world.ring(4 * ARENA);
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            let config = ShardConfig { tail_cache_bytes_max: 64 << 10, ingress, ..config() };
+            let shard = Shard::open(&main, config).await.unwrap();
+            let log = LogConfig { batch_bytes_max: 16 << 20, ..LogConfig::default() };
+            let topic = TopicConfig { log, ..TopicConfig::default() };
+            let topic = shard.create_topic("t", 1, topic).await.unwrap();
+            let partition = topic.here(0).unwrap().clone();
+            let (writer, to) = (main.clone(), partition.clone());
+            main.spawn(async move {
+                for bytes in [5000, 1_300_000, 9_000_000, 70_000, 4_200_000] {
+                    append(&writer, &to, Timestamp(1), bytes).await;
+                }
+            });
+            let mut looks = 0;
+            while partition.marks().high_watermark.offset < Offset(5) {
+                for egress in Egress::ALL {
+                    let mut pieces = Vec::new();
+                    let fetched = partition.fetch(Offset(0), u64::MAX, *egress, &mut pieces).await.unwrap();
+                    let bytes: u64 = pieces.iter().map(Piece::bytes).sum();
+                    assert_eq!(bytes, fetched.bytes, "{ingress} {egress}");
+                }
+                looks += 1;
+                main.sleep(Duration::from_micros(1)).await;
+            }
+            assert!(looks > 20, "looked {looks} times while it was written");
+            for egress in Egress::ALL {
+                let mut pieces = Vec::new();
+                partition.fetch(Offset(0), 1, *egress, &mut pieces).await.unwrap();
+                let first = read(&main, pieces).await;
+                check_stored(&first).unwrap();
+            }
+        });
+        ring.shut_down();
+    }
 }
 
 /// Once looked for again and again: the batch that was found begins before the offset that was asked for.

@@ -256,7 +256,7 @@ impl Partition {
     fn add_pieces(&self, extent: Extent, egress: Egress, pieces: &mut Vec<Piece>) {
         let Extent { segment, from, to } = extent;
         let staged = self.0.staged.borrow();
-        let limit = staged.file_limit(self.marks().written, segment);
+        let limit = staged.file_limit(segment);
         let mut from_file = to.min(limit);
         if egress.carries().memory {
             from_file = from_file.min(staged.memory(segment, from, to, &mut drop).max(from));

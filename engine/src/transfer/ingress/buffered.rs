@@ -4,6 +4,7 @@
 //! copies, none of them ours. What is read next is in the cache already; what is read last pushes it out.
 //! There is no staging and no tail cache: readers come from the page cache.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use super::{Declaration, Need, Slot, WriteData, WriteUnit};
@@ -30,6 +31,8 @@ pub struct Stage {
     /// The memory list, reused; absent while a unit is under way.
     gather: Option<Gather>,
     unit_bytes: usize,
+    /// Up to where completed units wrote.
+    written: LogPoint,
 }
 
 struct Waiting {
@@ -40,12 +43,13 @@ struct Waiting {
 }
 
 impl Stage {
-    pub(super) fn new(_end: LogPoint) -> Stage {
+    pub(super) fn new(end: LogPoint) -> Stage {
         Stage {
             queue: VecDeque::with_capacity(64),
             queued_bytes: 0,
             gather: Some(Gather::new()),
             unit_bytes: 0,
+            written: end,
         }
     }
 
@@ -111,6 +115,7 @@ impl Stage {
             }
         }
         self.unit_bytes = 0;
+        self.written = unit.end.expect("a unit ends where a batch does");
     }
 
     #[allow(clippy::unused_self)]
@@ -119,9 +124,12 @@ impl Stage {
     }
 
     /// Appending to a cached page changes none of its earlier bytes, so all that is written may be sent from there.
-    #[allow(clippy::unused_self)]
-    pub(super) fn file_limit(&self, written: LogPoint, segment: Offset) -> Position {
-        if written.segment == segment { written.position } else { Position(u64::MAX) }
+    pub(super) fn file_limit(&self, segment: Offset) -> Position {
+        match segment.cmp(&self.written.segment) {
+            Ordering::Less => Position(u64::MAX),
+            Ordering::Equal => self.written.position,
+            Ordering::Greater => Position(0),
+        }
     }
 
     pub(super) fn memory_bytes(&self) -> usize {

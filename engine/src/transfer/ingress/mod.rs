@@ -144,12 +144,12 @@ macro_rules! strategies {
                 }
             }
 
-            /// Up to where the file of `segment` holds blocks that will never be written again, given that writes
-            /// up to `written` are complete.
+            /// Up to where the file of `segment` holds blocks that completed units wrote and that will never be written
+            /// again. What is visible and lies behind that is in memory.
             #[must_use]
-            pub fn file_limit(&self, written: LogPoint, segment: Offset) -> Position {
+            pub fn file_limit(&self, segment: Offset) -> Position {
                 match self {
-                    $(Staged::$variant(stage) => stage.file_limit(written, segment),)*
+                    $(Staged::$variant(stage) => stage.file_limit(segment),)*
                 }
             }
 

@@ -12,6 +12,7 @@
 //! in prepared ones is no pure overwrite to ext4, which then wants the inode for itself, and the ring hands it to a
 //! worker thread.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use super::{Need, WriteData, WriteUnit};
@@ -34,11 +35,12 @@ pub struct Stage {
     ends: VecDeque<(LogPoint, Moment)>,
     /// Where accepted bytes end.
     staged: LogPoint,
-    /// Up to where bytes were handed to completed units.
+    /// Up to where completed units wrote: often inside a batch, where batches are large.
     written: (Offset, Position),
+    /// Where that will be when the unit that is under way is complete.
+    under_way: Option<(Offset, Position)>,
     /// Where the copy of the shared last block is made.
     last_block: Option<LeaseMut>,
-    unit_under_way: bool,
     next_stage_bytes: usize,
 }
 
@@ -141,8 +143,8 @@ impl Stage {
             ends: VecDeque::with_capacity(256),
             staged: end,
             written: (end.segment, end.position),
+            under_way: None,
             last_block: None,
-            unit_under_way: false,
             next_stage_bytes: STAGE_BYTES_MIN,
         }
     }
@@ -269,20 +271,18 @@ impl Stage {
     }
 
     pub(super) fn take_unit(&mut self) -> Option<WriteUnit> {
-        assert!(!self.unit_under_way, "one unit is under way at a time");
+        assert!(self.under_way.is_none(), "one unit is under way at a time");
         let &(first_end, accepted) = self.ends.front()?;
         let segment = first_end.segment;
-        if self.written.0 != segment {
-            self.written = (segment, Position(0));
-        }
+        let written = if self.written.0 == segment { self.written.1 } else { Position(0) };
         // The staged end within this segment: the rest waits for a unit of its own.
         let last_end =
             self.ends.iter().rev().find(|(end, _)| end.segment == segment).expect("the first is one").0;
-        let from = Position(self.written.1.0 / BLOCK * BLOCK);
+        let from = Position(written.0 / BLOCK * BLOCK);
         let mut writes: [Option<(Position, WriteData)>; 4] = [None, None, None, None];
         let (mut count, mut reached) = (0, from);
         // This block is on disk already, in part: it goes out by itself.
-        let shared = (from < self.written.1).then(|| from.plus(BLOCK));
+        let shared = (from < written).then(|| from.plus(BLOCK));
         let first = self.blocks.partition_point(|b| (b.segment, b.end()) <= (segment, from));
         for block in self.blocks.iter().skip(first).take_while(|b| b.segment == segment) {
             let whole_end = Position(block.end().0 / BLOCK * BLOCK);
@@ -323,13 +323,15 @@ impl Stage {
             self.ends.pop_front();
         }
         assert!(reached <= last_end.position, "wrote up to {reached}, staged up to {}", last_end.position);
-        self.written = (segment, reached);
-        self.unit_under_way = true;
+        self.under_way = Some((segment, reached));
         Some(WriteUnit { segment, writes, end, accepted })
     }
 
     pub(super) fn finish_unit(&mut self, unit: WriteUnit) {
-        self.unit_under_way = false;
+        // None is, where the partition was closed meanwhile and this stage took the place of the one that gave the unit.
+        if let Some(reached) = self.under_way.take() {
+            self.written = reached;
+        }
         if self.last_block.is_some() {
             return;
         }
@@ -364,15 +366,21 @@ impl Stage {
         began
     }
 
-    /// The block that the log ends in will be written again, once an append has read it back into staging; until
-    /// then, as after opening, nothing is under way and the file is all there is.
-    pub(super) fn file_limit(&self, written: LogPoint, segment: Offset) -> Position {
-        if written.segment != segment {
-            return Position(u64::MAX);
+    /// The block that a segment's written bytes end in will be written again, as long as staging holds it. It does not
+    /// after opening: until an append has read it back nothing is under way, and the file is all there is.
+    pub(super) fn file_limit(&self, segment: Offset) -> Position {
+        let (active, written) = self.written;
+        match segment.cmp(&active) {
+            Ordering::Less => Position(u64::MAX),
+            Ordering::Equal if self.holds(segment) => Position(written.0 / BLOCK * BLOCK),
+            Ordering::Equal => written,
+            Ordering::Greater => Position(0),
         }
-        let last = Position(written.position.0 / BLOCK * BLOCK);
-        let staged = self.blocks.back().is_some_and(|b| b.segment == segment && b.end() >= written.position);
-        if staged { last } else { written.position }
+    }
+
+    fn holds(&self, segment: Offset) -> bool {
+        let first = self.blocks.partition_point(|b| b.segment < segment);
+        self.blocks.get(first).is_some_and(|b| b.segment == segment)
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
@@ -381,10 +389,9 @@ impl Stage {
 
     pub(super) fn evict_oldest(&mut self) -> bool {
         let Some(front) = self.blocks.front() else { return false };
-        let (segment, end) = (front.segment, front.end());
-        let written = self.written.0 > segment || self.written.0 == segment && end <= self.written.1;
-        // The last block holds the log end: without it the next append would have to read it back.
-        let evict = written && !self.unit_under_way && self.blocks.len() > 1;
+        // By the same rule that readers go by: what is not in memory, they look for in the file. And the last block holds
+        // the log end: without it the next append would have to read it back.
+        let evict = front.end() <= self.file_limit(front.segment) && self.blocks.len() > 1;
         if evict && let Some(block) = self.blocks.pop_front() {
             self.held_bytes -= block.filled.block_bytes();
         }
@@ -397,3 +404,6 @@ fn block_copy(mut copy: LeaseMut, bytes: &[u8]) -> Lease {
     copy[bytes.len()..].fill(0);
     copy.freeze()
 }
+
+#[cfg(test)]
+mod tests;
