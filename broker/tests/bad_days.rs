@@ -5,6 +5,8 @@ mod common;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -90,6 +92,174 @@ fn without_descriptors_nothing_spins_and_nothing_is_lost_and_it_passes() {
     broker.stop();
 }
 
+fn skip(words: &str) {
+    assert!(std::env::var_os("RINGLOG_REQUIRE_ALL").is_none(), "no file system of one's own here: {words}");
+    println!("skipped: no file system of one's own here: {words}");
+}
+
+fn delete(client: &mut Client, topic: &str) -> ErrorCode {
+    let header = client.header(ApiKey::DeleteTopics, 4);
+    let request = DeleteTopicsRequest { topic_names: vec![topic], ..Default::default() };
+    let mut bytes = Vec::new();
+    encode_request(&mut Encoder::growing(&mut bytes), &header, &request).unwrap();
+    client.send(&bytes);
+    let frame = client.receive();
+    let (_, deleted) = decode_response::<DeleteTopicsResponse<'_>>(&frame, 4).unwrap();
+    deleted.responses[0].error_code
+}
+
+/// A small file system in `home`, which processes come and go in; it vanishes with this.
+struct SmallDisk {
+    keeper: Child,
+    enter: String,
+}
+
+impl SmallDisk {
+    /// `how` makes a file system at `data` in `home`, in a name space that `unshare` makes and `nsenter` joins.
+    fn new(home: &Path, unshare: &str, nsenter: &str, how: &str) -> Result<SmallDisk, String> {
+        std::fs::create_dir(home.join("data")).unwrap();
+        let script = format!("cd {} && {how} && echo ready && exec sleep 1000", home.display());
+        let mut keeper = Command::new("unshare")
+            .args([unshare, "sh", "-c", &script])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("unshare: {error}"))?;
+        let mut said = [0; 5];
+        if keeper.stdout.take().unwrap().read_exact(&mut said).is_err() {
+            let mut words = String::new();
+            keeper.stderr.take().unwrap().read_to_string(&mut words).unwrap();
+            keeper.wait().unwrap();
+            return Err(words);
+        }
+        let enter = format!("exec nsenter -t {} {nsenter} --", keeper.id());
+        Ok(SmallDisk { keeper, enter })
+    }
+
+    /// Runs a shell command in the directory of the file system.
+    fn run(&self, home: &Path, command: &str) {
+        let inside = format!("cd {}/data && {command}", home.display());
+        let enter = format!("{} sh -c '{inside}'", self.enter);
+        assert!(Command::new("sh").args(["-c", &enter]).status().unwrap().success(), "{command}");
+    }
+
+    /// Takes every block that is left.
+    fn take_all(&self, home: &Path) {
+        self.run(home, "dd if=/dev/zero of=filler bs=4096 oflag=append conv=notrunc status=none 2>&1 | grep -q space; sync .");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Appends until one has to wait for room, or is refused; how many were acknowledged.
+fn fill(broker: &Broker, topic: &str) -> usize {
+    let (mut client, sent) = (broker.client(), batch(&[&[7; 200_000]]));
+    client.epochs(topic);
+    client.stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    for acked in 0..400 {
+        client.send_produce(-1, topic, &[(0, &sent)]);
+        match client.try_receive_produce() {
+            Ok((_, outcomes)) if outcomes[0].1 == ErrorCode::None => {}
+            Ok((_, outcomes)) => {
+                assert_eq!(outcomes[0].1, ErrorCode::KafkaStorageError);
+                return acked;
+            }
+            Err(_) => return acked,
+        }
+    }
+    panic!("it takes no end");
+}
+
+fn count(client: &mut Client, topic: &str) -> usize {
+    client.epochs(topic);
+    batches_in(&client.fetch_all(topic, 0)).len()
+}
+
+/// Filled, stopped or killed, opened again while still full, read, and made room in: again and again.
+#[test]
+fn a_full_disk_is_opened_and_served_and_takes_appends_when_there_is_room() {
+    let ext4 = "truncate -s 40M image && mkfs.ext4 -q -m 0 image && mount -o loop image data";
+    let tmpfs = "mount -t tmpfs -o size=32m tmpfs data";
+    let disks = [("-m", "-m", ext4), ("-rm", "-U -m --preserve-credentials", tmpfs)];
+    for ((unshare, nsenter, how), ingress) in disks.into_iter().zip(["copy", "buffered"]) {
+        let home = home();
+        let disk = match SmallDisk::new(home.path(), unshare, nsenter, how) {
+            Ok(disk) => disk,
+            Err(words) => {
+                skip(&words);
+                continue;
+            }
+        };
+        println!("{how}, ingress {ingress}");
+        full_disk(home.path(), &disk, ingress);
+    }
+}
+
+fn full_disk(home: &Path, disk: &SmallDisk, ingress: &str) {
+    let options = ["--ack", "written", "--segment-bytes", "2000000", "--cores", "0-0", "--ingress", ingress];
+    let start = || Broker::start_under(&disk.enter, home, &options);
+    let sent = batch(&[&[7; 200_000]]);
+    disk.run(home, "dd if=/dev/zero of=spare bs=1M count=4 status=none");
+    let broker = start();
+    for topic in ["old", "older"] {
+        let mut client = broker.client();
+        client.epochs(topic);
+        for _ in 0..30 {
+            client.produce(topic, 0, &sent).unwrap();
+        }
+    }
+    let mut kept = fill(&broker, TOPIC);
+    disk.take_all(home);
+    broker.stop_with_failure();
+    // What was acknowledged is there. What was not may be, as after any loss of a connection.
+    let mut check = |client: &mut Client, more: usize| {
+        assert_eq!((count(client, "old"), count(client, "older")), (30, 30));
+        let found = count(client, TOPIC);
+        assert!((kept + more..=kept + more + 1).contains(&found), "{kept} and {more}, found {found}");
+        kept = found;
+    };
+    let broker = start();
+    check(&mut broker.client(), 0);
+    let more = fill(&broker, TOPIC);
+    disk.take_all(home);
+    broker.kill();
+    let broker = start();
+    check(&mut broker.client(), more);
+    let more = fill(&broker, TOPIC);
+    disk.take_all(home);
+    broker.kill();
+    // A reserve that is gone: all is served all the same.
+    disk.run(home, "rm -f .reserve");
+    disk.take_all(home);
+    let broker = start();
+    let mut client = broker.client();
+    check(&mut client, more);
+    fill(&broker, "old");
+    disk.run(home, "rm filler spare");
+    wait_until(|| client.produce("old", 0, &sent).is_ok(), || broker.errors());
+    let old = count(&mut client, "old");
+    // With its reserve it finds what it needs for a topic to be deleted.
+    fill(&broker, TOPIC);
+    disk.take_all(home);
+    broker.kill();
+    let broker = start();
+    let mut client = broker.client();
+    let kept = count(&mut client, TOPIC);
+    assert_eq!((count(&mut client, "old"), count(&mut client, "older")), (old, 30));
+    assert_eq!(delete(&mut client, "older"), ErrorCode::None, "{}", broker.errors());
+    wait_until(|| client.produce(TOPIC, 0, &sent).is_ok(), || broker.errors());
+    assert_eq!(count(&mut client, TOPIC), kept + 1);
+    broker.stop();
+    let broker = start();
+    assert_eq!(count(&mut broker.client(), TOPIC), kept + 1);
+    broker.stop();
+}
+
 /// On a real file system of 24 MiB, which is this broker's alone.
 #[test]
 fn a_full_disk_refuses_appends_until_a_topic_is_deleted() {
@@ -101,7 +271,7 @@ fn a_full_disk_refuses_appends_until_a_topic_is_deleted() {
     let broker = match Broker::try_start_under(&small, home.path(), &options) {
         Ok(broker) => broker,
         Err(words) if words.contains("unshare") || words.contains("mount:") => {
-            return println!("skipped: no file system of one's own here: {words}");
+            return skip(&words);
         }
         Err(words) => panic!("{words}"),
     };
@@ -128,14 +298,7 @@ fn a_full_disk_refuses_appends_until_a_topic_is_deleted() {
     assert!(words.contains("the disk is full") && words.contains("/data/t-0/0000000000000"), "{words}");
     // Reading goes on, and deleting, which makes room; appends come back without a restart.
     assert_eq!(batches_in(&producer.fetch_all(TOPIC, 0)).len(), acked.len());
-    let header = producer.header(ApiKey::DeleteTopics, 4);
-    let request = DeleteTopicsRequest { topic_names: vec!["old"], ..Default::default() };
-    let mut bytes = Vec::new();
-    encode_request(&mut Encoder::growing(&mut bytes), &header, &request).unwrap();
-    producer.send(&bytes);
-    let frame = producer.receive();
-    let (_, deleted) = decode_response::<DeleteTopicsResponse<'_>>(&frame, 4).unwrap();
-    assert_eq!(deleted.responses[0].error_code, ErrorCode::None, "{}", broker.errors());
+    assert_eq!(delete(&mut producer, "old"), ErrorCode::None, "{}", broker.errors());
     other.stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let (_, outcomes) = other.try_receive_produce().expect("what was taken is answered in the end");
     assert_eq!(outcomes[0], (0, ErrorCode::None, acked.len() as i64));

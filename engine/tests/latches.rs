@@ -138,6 +138,42 @@ fn a_write_that_finds_the_disk_full_waits_for_room_as_any_other() {
     });
 }
 
+/// A new epoch that finds no room at the start: reading goes on, and no append bears it before it is stored.
+#[test]
+fn an_epoch_without_room_is_stored_before_the_first_append_of_it() {
+    in_worlds(|ring, shard, faults| async move {
+        let config = shard.config().clone();
+        let partition = topic(&shard, "t").await;
+        for _ in 0..7 {
+            append(&ring, &partition).await.unwrap();
+        }
+        let epoch = partition.epoch();
+        shard.begin_stop();
+        shard.leave();
+        drop((partition, shard));
+        ring.sleep(Duration::from_secs(1)).await;
+        faults.deny_writes("leader-epoch-checkpoint", 6);
+        let shard = Shard::open(&ring, config.clone()).await.expect("a full disk is opened");
+        let partition = shard.topic("t").unwrap().here(0).unwrap().clone();
+        assert_eq!(records(&ring, &partition).await, 7);
+        for _ in 0..2 {
+            let refused = append(&ring, &partition).await.unwrap_err();
+            assert!(matches!(refused, AppendError::DiskFull(_)), "{refused}");
+            assert_names(&refused.to_string(), &["/data/t-0/leader-epoch-checkpoint"]);
+            ring.sleep(Duration::from_millis(300)).await;
+        }
+        assert_eq!(append(&ring, &partition).await.unwrap().offset, Offset(7));
+        assert!(partition.epoch() > epoch);
+        let epoch = partition.epoch();
+        shard.close().await.unwrap();
+        drop((partition, shard));
+        let shard = Shard::open(&ring, config).await.unwrap();
+        let partition = shard.topic("t").unwrap().here(0).unwrap().clone();
+        assert_eq!((partition.epoch(), records(&ring, &partition).await), (epoch, 8));
+        shard.close().await.unwrap();
+    });
+}
+
 #[test]
 fn a_failed_flush_latches_the_device_and_what_is_made_on_it_later() {
     in_worlds(|ring, shard, faults| async move {

@@ -141,6 +141,19 @@ impl Broker {
         }
     }
 
+    /// Stops it where not all can be stored: it says so.
+    pub fn stop_with_failure(mut self) {
+        self.ask_to_stop();
+        let asked = Instant::now();
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(asked.elapsed() < PATIENCE, "no end: {}", self.errors());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let status = self.child.wait().unwrap();
+        assert_eq!(status.code(), Some(1), "{}", self.errors());
+        assert!(self.errors().contains("stopping cleanly"), "{}", self.errors());
+    }
+
     /// Kills it where it stands.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

@@ -64,20 +64,19 @@ impl Common {
         };
         // What a board shows was true at some moment before this one, and durable ends stay true.
         let (points, starts) = (of(Board::durable), of(Board::log_start));
-        let (dir, reserve) = (&self.config.data_dir, &self.node.reserve);
+        let dir = &self.config.data_dir;
         // On a full disk the reserve is for what makes room: log starts that have moved. A recovery point that is not
         // written costs time at the next start, and no more; once the first roll on a full disk took the reserve
         // for it, and no topic could be deleted any more.
         if *self.log_starts_written.borrow() != starts {
-            reserve.replace(&self.ring, dir, &dir.join(LOG_STARTS_FILE), starts.clone()).await?;
+            self.replace_at_need(&dir.join(LOG_STARTS_FILE), starts.clone()).await?;
             *self.log_starts_written.borrow_mut() = starts;
         }
         let path = dir.join(RECOVERY_POINTS_FILE);
-        match self.ring.replace(&path, points.clone()).await {
-            Err(error) if is_full(&error) && self.stopping.get() => {
-                tracing::warn!("{error}; the reserve is given up for it");
-                reserve.replace(&self.ring, dir, &path, points).await
-            }
+        if self.stopping.get() {
+            return self.replace_at_need(&path, points).await;
+        }
+        match self.ring.replace(&path, points).await {
             Err(error) if is_full(&error) => {
                 tracing::warn!("{error}; recovery after a crash would have more to read");
                 Ok(())
@@ -88,7 +87,7 @@ impl Common {
 
     pub(super) async fn leave_clean_mark(&self) -> io::Result<()> {
         let path = self.config.data_dir.join(CLEAN_MARK_FILE);
-        self.ring.replace(&path, b"{\"version\":0,\"brokerEpoch\":-1}".to_vec()).await
+        self.replace_at_need(&path, b"{\"version\":0,\"brokerEpoch\":-1}".to_vec()).await
     }
 }
 

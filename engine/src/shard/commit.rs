@@ -448,7 +448,7 @@ async fn upkeep_loop(partition: &Partition) {
 }
 
 fn next_chore(partition: &Partition) -> Option<Chore> {
-    if partition.0.state.get() != State::Open {
+    if partition.0.state.get() != State::Open || partition.owes() {
         return None;
     }
     let log = partition.0.log.borrow();
@@ -468,6 +468,9 @@ async fn prepare(partition: &Partition, segment: Offset, file: &File, to: Positi
     let to = Position(to.0.max(FIRST_ROOM).next_multiple_of(crate::log::PREPARATION_BLOCK));
     if to <= prepared {
         return Ok(());
+    }
+    while partition.0.common.node.reserve.is_given_up() {
+        partition.0.common.ring.sleep(RETRY).await;
     }
     let made = partition.0.common.ring.prepare(file, prepared.0, to.0).await;
     partition.mind_flush(segment, to, made)?;
@@ -501,6 +504,9 @@ async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
     if fenced {
         ring.remove(&index_path).await?;
         ring.remove(&time_path).await?;
+    } else if partition.0.state.get() == State::Draining {
+        partition.0.common.replace_at_need(&time_path, time_index).await?;
+        partition.0.common.replace_at_need(&index_path, index).await?;
     } else {
         ring.replace(&time_path, time_index).await?;
         ring.replace(&index_path, index).await?;
@@ -524,8 +530,10 @@ impl Partition {
                 return Err(why.clone());
             }
             let marks = self.marks();
-            let busy =
-                self.0.unit_under_way.get() || self.0.flush_under_way.get() || self.0.chore_under_way.get();
+            let busy = self.0.unit_under_way.get()
+                || self.0.flush_under_way.get()
+                || self.0.chore_under_way.get()
+                || self.is_settling();
             if marks.durable == marks.log_end && !busy {
                 break;
             }
@@ -539,6 +547,10 @@ impl Partition {
                 Poll::Pending
             })
             .await;
+        }
+        if self.0.owed.torn.borrow().is_some() {
+            // Closing its segment would cut what is not kept yet.
+            return Err(format!("{self}: there was no room to keep what lies behind its torn end"));
         }
         let bases: Vec<Offset> =
             self.0.files.borrow().iter().filter(|f| !f.finished).map(|f| f.base).collect();

@@ -13,6 +13,7 @@ mod fetch;
 mod files;
 mod lanes;
 mod node;
+mod owed;
 mod partition;
 mod placement;
 mod recovery;

@@ -18,7 +18,7 @@ use super::errors::OpenError;
 use super::lanes::{Letter, mailbox_capacity};
 use super::partition::partition_dir;
 use super::placement::VIRTUAL_SHARDS;
-use super::reserve_file::Reserve;
+use super::reserve_file::{Reserve, is_full};
 use super::topics::{METADATA_FILE, PARTITIONS_MAX, REGISTRY_FILE, TopicPlan};
 use crate::log::{
     CheckpointError, MetaProperties, OffsetCheckpoint, PartitionMetadata, TopicEntry, TopicRegistry,
@@ -94,7 +94,7 @@ impl Node {
         let clean = ring.read_file(&dir.join(CLEAN_MARK_FILE), 4096).await?.is_some();
         let points = checkpoint(ring, &dir, RECOVERY_POINTS_FILE).await?;
         let starts = checkpoint(ring, &dir, LOG_STARTS_FILE).await?;
-        let mut registry = registry(ring, &dir, &config.topic_defaults).await?;
+        let (stored, mut registry) = registry(ring, &dir, &config.topic_defaults).await?;
         // From here on the directory counts as in use: what comes next is recovered unless it stops cleanly.
         ring.remove(&dir.join(CLEAN_MARK_FILE)).await?;
         for entry in registry.topics.iter().filter(|t| t.state == TopicState::Deleting) {
@@ -108,7 +108,19 @@ impl Node {
             }
         }
         registry.topics.retain(|t| t.state == TopicState::Live);
-        ring.replace(&dir.join(REGISTRY_FILE), registry.format().into_bytes()).await?;
+        let reserve = Reserve::default();
+        let text = registry.format().into_bytes();
+        if stored.as_ref() != Some(&text)
+            && let Err(error) = reserve.replace(ring, &dir, &dir.join(REGISTRY_FILE), text).await
+        {
+            if !is_full(&error) {
+                return Err(error.into());
+            }
+            // The old one leads to the same again: its deletions are finished, its directories are found.
+            tracing::warn!("{error}; the next start has to find it out again");
+        }
+        // What was read may be in the page cache only.
+        ring.sync_dir(&dir).await?;
         let (points, starts) = (by_partition(&points), by_partition(&starts));
         let plans = registry.topics.iter().map(|entry| plan(entry, config, &points, &starts));
         let topics = plans.collect::<Result<Vec<_>, _>>()?;
@@ -117,7 +129,6 @@ impl Node {
         }
         let mailboxes = (0..shards).map(|_| Mailbox::new(mailbox_capacity(shards))).collect();
         let checkpoint_noticed = AtomicBool::new(false);
-        let reserve = Reserve::default();
         reserve.make(ring, &dir).await;
         Ok(Arc::new(Node {
             identity,
@@ -252,12 +263,16 @@ async fn checkpoint(ring: &Ring, dir: &Path, name: &str) -> Result<OffsetCheckpo
     }))
 }
 
-/// The registry; where there is none, one made of the partition directories that Kafka left.
-async fn registry(ring: &Ring, dir: &Path, defaults: &TopicConfig) -> Result<TopicRegistry, OpenError> {
+/// The registry, with its bytes; where there is none, one made of the partition directories that Kafka left.
+async fn registry(
+    ring: &Ring,
+    dir: &Path,
+    defaults: &TopicConfig,
+) -> Result<(Option<Vec<u8>>, TopicRegistry), OpenError> {
     let path = dir.join(REGISTRY_FILE);
     if let Some(bytes) = ring.read_file(&path, SMALL_FILE_BYTES_MAX).await? {
         let registry = TopicRegistry::parse(&text_of(&bytes)).map_err(bad(&path))?;
-        return check_counts(&registry, &path).map(|()| registry);
+        return check_counts(&registry, &path).map(|()| (Some(bytes), registry));
     }
     let mut topics: BTreeMap<String, TopicEntry> = BTreeMap::new();
     for entry in ring.list(dir).await?.iter().filter(|e| e.is_dir) {
@@ -284,7 +299,7 @@ async fn registry(ring: &Ring, dir: &Path, defaults: &TopicConfig) -> Result<Top
         known.partitions = known.partitions.max(index.saturating_add(1));
     }
     let registry = TopicRegistry { topics: topics.into_values().collect() };
-    check_counts(&registry, dir).map(|()| registry)
+    check_counts(&registry, dir).map(|()| (None, registry))
 }
 
 /// Refuses counts that only a rotten digit, or a directory that is no partition, can have made: partitions are made as

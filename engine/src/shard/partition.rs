@@ -15,6 +15,7 @@ use super::board::Board;
 use super::config::{Timestamps, TopicConfig};
 use super::errors::{AppendError, TruncateError};
 use super::files::Files;
+use super::owed::Owed;
 use super::shard::Common;
 use super::stages::Stage;
 use super::topics::TopicPlan;
@@ -49,6 +50,7 @@ pub(super) struct Inner {
     pub failure: RefCell<Option<String>>,
     /// What was accepted finds no room on the disk, or no descriptor: nothing more is, until it does.
     pub hindrance: RefCell<Option<AppendError>>,
+    pub owed: Owed,
     /// The last time that was stamped on a batch.
     append_time: Cell<Timestamp>,
     /// Counts truncations: a ticket of an older generation is void.
@@ -108,6 +110,7 @@ impl Partition {
             state: Cell::new(State::Open),
             failure: RefCell::new(None),
             hindrance: RefCell::new(None),
+            owed: Owed::default(),
             append_time: Cell::new(largest),
             generation: Cell::new(0),
             sync_wanted: Cell::new(Offset(0)),
@@ -272,6 +275,10 @@ impl Partition {
             }
             if let Some(hindrance) = &*self.0.hindrance.borrow() {
                 return Err(hindrance.clone());
+            }
+            if self.owes() {
+                self.settle().await?;
+                continue;
             }
             if self.0.unwritten_bytes.get() > UNWRITTEN_BYTES_MAX {
                 self.wait_for_room().await;
@@ -477,7 +484,7 @@ impl Partition {
         }
         let now = self.0.common.ring.wall_clock();
         // Not while somebody receives into the tail: the next look comes.
-        if self.0.append_turns.is_empty() && self.0.log.borrow().active_is_old(now) {
+        if self.0.append_turns.is_empty() && !self.owes() && self.0.log.borrow().active_is_old(now) {
             self.roll();
         }
         self.0.log.borrow().retention(now)
@@ -494,6 +501,7 @@ impl Partition {
         let end = self.0.log.borrow().log_end();
         self.0.generation.set(self.0.generation.get() + 1);
         *self.0.staged.borrow_mut() = Staged::new(self.0.common.config.ingress, end);
+        self.0.owed.torn.replace(None); // It goes with what is cut.
         self.0.unwritten_bytes.set(0);
         self.0.sync_wanted.set(self.0.sync_wanted.get().min(end.offset));
         self.0.checkpointed.set(end);
@@ -570,10 +578,13 @@ impl Partition {
         Ok(())
     }
 
+    /// Stores where each epoch begins. What could not be stored is owed before the next append.
     pub(super) async fn store_epochs(&self) -> std::io::Result<()> {
         let path = self.0.files.borrow().dir().join(EPOCHS_FILE);
         let text = self.0.log.borrow().epochs().format();
-        self.0.common.ring.replace(&path, text.into_bytes()).await
+        let stored = self.0.common.replace_at_need(&path, text.into_bytes()).await;
+        self.0.owed.epochs.set(stored.is_err());
+        stored
     }
 
     pub(super) fn check_open(&self) -> Result<(), AppendError> {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::errors::OpenError;
 use super::files::Files;
 use super::partition::{EPOCHS_FILE, Partition};
+use super::reserve_file::is_full;
 use super::shard::Common;
 use super::topics::{METADATA_FILE, TopicPlan};
 use crate::log::{
@@ -36,7 +37,8 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
     let metadata = start.dir.join(METADATA_FILE);
     if ring.read_file(&metadata, 4096).await?.is_none() {
         let text = PartitionMetadata { topic_id: start.plan.id }.format();
-        ring.replace(&metadata, text.into_bytes()).await?;
+        // A copy of what the registry says.
+        unless_full(common.replace_at_need(&metadata, text.into_bytes()).await)?;
     }
     let mut bases = Vec::new();
     for entry in ring.list(&start.dir).await? {
@@ -47,7 +49,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
     bases.sort_unstable();
     let mut epochs = read_epochs(common, &start).await?;
     let mut segments: Vec<Segment> = Vec::new();
-    let (mut fenced, mut believed) = (Vec::new(), Vec::new());
+    let (mut fenced, mut believed, mut uncut) = (Vec::new(), Vec::new(), None);
     for (position, &(base, bytes)) in bases.iter().enumerate() {
         let next_base = bases.get(position + 1).map(|next| next.0);
         if let Some(next_base) = next_base
@@ -78,7 +80,15 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
         let mut segment = outcome.segment;
         let torn = matches!(outcome.tail, Tail::Torn { .. });
         if let Tail::Torn { at, bytes, why } = outcome.tail {
-            cut(common, &start, base, at, bytes, &why.to_string()).await?;
+            let tail = TornTail { dir: start.dir.clone(), base, at, bytes };
+            tracing::warn!(
+                "{}: the log ends at position {at} ({why}); {bytes} bytes behind it were never durable, kept as {}",
+                start.dir.join(segment_file_name(base, Ext::Log)).display(),
+                tail.aside().display()
+            );
+            if !unless_full(cut(common, &tail).await)? {
+                uncut = Some(tail);
+            }
             segment.set_prepared(segment.end.max(at));
         } else if next_base.is_none() {
             segment.set_prepared(Position(bytes.max(segment.end.0)));
@@ -99,6 +109,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
         for segment in segments {
             set_aside(common, &start, segment.base).await?;
         }
+        uncut = None; // It went with its segment.
         Log::new(start.plan.config.log.clone(), EpochOwner::Local, start.log_start)
     } else {
         let config = start.plan.config.log.clone();
@@ -117,18 +128,31 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
     }
     let unclean = !start.clean && log.log_end().offset > log.log_start();
     let partition = Partition::new(common, start.plan, start.index, log, files);
+    partition.0.owed.torn.replace(uncut);
     if unclean {
         // What was lost may have been seen: from here on the same offsets bear another epoch.
         partition.0.log.borrow_mut().bump_epoch();
-        partition.store_epochs().await?;
+        unless_full(partition.store_epochs().await)?;
         partition.show();
     }
     // What recovery believes must not be lost by the next crash: it was read from the page cache, perhaps.
-    let writer = partition.writer(active).await?;
-    if !partition.0.common.ring.is_simulated() || unclean {
-        ring.sync(&writer).await?;
+    match partition.writer(active).await {
+        Ok(writer) if !partition.0.common.ring.is_simulated() || unclean => ring.sync(&writer).await?,
+        // Only a file with nothing in it is made here; the first write makes it as well.
+        made => drop(unless_full(made.map(drop))?),
     }
     Ok(partition)
+}
+
+/// Whether it was done: without room on the disk it is left for later, and everything is served that is there.
+fn unless_full(done: io::Result<()>) -> io::Result<bool> {
+    match done {
+        Err(error) if is_full(&error) => {
+            tracing::error!("{error}; what is there is served, appends are refused until there is room");
+            Ok(false)
+        }
+        done => done.map(|()| true),
+    }
 }
 
 async fn read_epochs(common: &Rc<Common>, start: &Start<'_>) -> Result<EpochCache, OpenError> {
@@ -207,23 +231,25 @@ fn unreadable(path: &Path, position: Position, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("reading {} at position {position}: {error}", path.display()))
 }
 
-/// Keeps what lies behind the torn end aside, and cuts it off.
-async fn cut(
-    common: &Rc<Common>,
-    start: &Start<'_>,
+/// What lies behind the end of a segment, and never was durable.
+#[derive(Clone)]
+pub(super) struct TornTail {
+    dir: PathBuf,
     base: Offset,
     at: Position,
     bytes: u64,
-    why: &str,
-) -> Result<(), OpenError> {
-    let name = segment_file_name(base, Ext::Log);
-    let path = start.dir.join(&name);
-    let aside = start.dir.join(format!("{name}.torn-{at}"));
-    tracing::warn!(
-        "{}: the log ends at position {at} ({why}); {bytes} bytes behind it were never durable, kept as {}",
-        path.display(),
-        aside.display()
-    );
+}
+
+impl TornTail {
+    fn aside(&self) -> PathBuf {
+        self.dir.join(format!("{}.torn-{}", segment_file_name(self.base, Ext::Log), self.at))
+    }
+}
+
+/// Keeps what lies behind the torn end aside, and cuts it off.
+pub(super) async fn cut(common: &Rc<Common>, tail: &TornTail) -> io::Result<()> {
+    let &TornTail { ref dir, base, at, bytes } = tail;
+    let (path, aside) = (dir.join(segment_file_name(base, Ext::Log)), tail.aside());
     let file = common.ring.open(&path, OpenOptions { write: true, ..OpenOptions::default() }).await?;
     let mut kept = Vec::new();
     while (kept.len() as u64) < bytes.min(CUT_BYTES_MAX) {
@@ -237,8 +263,11 @@ async fn cut(
             n => kept.extend_from_slice(&into[..n]),
         }
     }
+    // Zeros follow: room that was prepared, and may be all there is on a full disk.
+    common.ring.trim(&file, at.0 + bytes).await?;
+    // Not worth the reserve, which is for what makes room.
     common.ring.replace(&aside, kept).await?;
-    Ok(common.ring.trim(&file, at.0).await?)
+    common.ring.trim(&file, at.0).await
 }
 
 /// A segment that does not continue the log: kept under another name.

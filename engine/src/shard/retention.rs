@@ -32,7 +32,7 @@ impl Shard {
     /// Removes from this shard's partitions what is beyond their topics' retention, now.
     pub async fn enforce_retention(&self) {
         if self.id() == ShardId(0) {
-            self.0.common.node.reserve.make(self.ring(), &self.config().data_dir).await;
+            self.0.common.make_reserve().await;
             self.retry_deletions().await;
         }
         let mut moved = Vec::new();

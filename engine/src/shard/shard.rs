@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::Poll;
@@ -422,6 +423,16 @@ impl Common {
     /// Whether readers get a descriptor past the page cache as well.
     pub(super) fn direct_reads(&self) -> bool {
         self.config.egress.reads_direct() && self.node.direct_offered
+    }
+
+    /// [`Ring::replace`] that gives the reserve up when the disk is full: for what must be stored before anything goes on.
+    pub(super) async fn replace_at_need(&self, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
+        self.node.reserve.replace(&self.ring, &self.config.data_dir, path, bytes).await
+    }
+
+    /// Takes the reserve again, if it was given up.
+    pub(super) async fn make_reserve(&self) {
+        self.node.reserve.make(&self.ring, &self.config.data_dir).await;
     }
 
     pub(super) fn direct_writes(&self) -> bool {

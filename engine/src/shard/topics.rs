@@ -294,6 +294,7 @@ impl Shard {
         }
         self.on_each(|| move |shard: Shard| async move { shard.leave_topic(id) }).await;
         self.finish_deletions(|entry| entry.id == id).await?;
+        self.0.common.make_reserve().await;
         self.0.common.request_checkpoint();
         Ok(())
     }
@@ -371,8 +372,7 @@ impl Shard {
     async fn store_registry(&self) -> std::io::Result<()> {
         let text = self.coordinator().registry.borrow().format();
         let path = self.config().data_dir.join(REGISTRY_FILE);
-        let (dir, reserve) = (&self.config().data_dir, &self.0.common.node.reserve);
-        reserve.replace(self.ring(), dir, &path, text.into_bytes()).await
+        self.0.common.replace_at_need(&path, text.into_bytes()).await
     }
 
     async fn set_aside(&self, dir: &Path) -> std::io::Result<()> {

@@ -515,7 +515,7 @@ impl Deref for Lease {
     }
 }
 
-fn class_of(bytes: usize) -> Option<usize> {
+pub(super) fn class_of(bytes: usize) -> Option<usize> {
     BLOCK_CLASSES.iter().position(|&block_bytes| bytes <= block_bytes)
 }
 

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::arena::{Arena, Chunk, Lease, LeaseMut};
+use super::arena::{Arena, BLOCK_CLASSES, Chunk, Lease, LeaseMut, class_of};
 use super::capabilities::Capabilities;
 use super::clock::Moment;
 use super::flushes::Flushes;
@@ -50,8 +50,11 @@ struct Inner {
     timers: RefCell<Timers>,
     executor: Executor,
     arena: Arena,
+    /// Somebody makes the arena grow, from the asking until the memory is the arena's: two would each see the same room
+    /// in the budget.
     growing: Cell<bool>,
-    /// How many wait for memory.
+    lease_queues: LeaseQueues,
+    /// How many wait for memory that the budget has no room for.
     starving: Cell<u32>,
     /// Whoever makes room when somebody begins to.
     shortage: RefCell<Option<Waker>>,
@@ -80,6 +83,58 @@ impl<'a> Starving<'a> {
 impl Drop for Starving<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+/// The right to make the arena grow; given back on drop, also when whoever asked is gone.
+struct Growing<'a>(&'a Cell<bool>);
+
+impl<'a> Growing<'a> {
+    fn new(growing: &'a Cell<bool>) -> Growing<'a> {
+        growing.set(true);
+        Growing(growing)
+    }
+}
+
+impl Drop for Growing<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
+/// Who waits for a lease, by class of blocks, in the order of their coming: without it one could come too late each time.
+#[derive(Default)]
+struct LeaseQueues {
+    last: Cell<u64>,
+    /// Numbers, ascending.
+    waiting: [RefCell<VecDeque<u64>>; BLOCK_CLASSES.len()],
+}
+
+/// A place among those who wait for a lease; given up on drop.
+struct LeasePlace<'a> {
+    queue: &'a RefCell<VecDeque<u64>>,
+    number: u64,
+}
+
+impl LeaseQueues {
+    fn enter(&self, class: usize) -> LeasePlace<'_> {
+        let number = self.last.get() + 1;
+        self.last.set(number);
+        self.waiting[class].borrow_mut().push_back(number);
+        LeasePlace { queue: &self.waiting[class], number }
+    }
+}
+
+impl LeasePlace<'_> {
+    fn index(&self) -> usize {
+        self.queue.borrow().binary_search(&self.number).expect("a place is kept until it is given up")
+    }
+}
+
+impl Drop for LeasePlace<'_> {
+    fn drop(&mut self) {
+        let index = self.index();
+        self.queue.borrow_mut().remove(index);
     }
 }
 
@@ -176,6 +231,7 @@ impl Ring {
             executor: Executor::new(bell),
             arena: Arena::new(arena_bytes_max),
             growing: Cell::new(false),
+            lease_queues: LeaseQueues::default(),
             starving: Cell::new(0),
             shortage: RefCell::new(None),
             unregistered: Cell::new(false),
@@ -250,41 +306,58 @@ impl Ring {
         self.0.arena.try_lease(bytes)
     }
 
-    /// A lease of at least `bytes`; grows the arena within its budget, or waits for other leases to be released.
+    /// A lease of at least `bytes`; grows the arena within its budget, or waits for other leases to be released. Who
+    /// waits for blocks of one class is served in the order of coming.
     ///
     /// # Errors
     /// `OutOfMemory` when the budget stayed exhausted for two seconds, `InvalidInput` above
     /// [`super::LEASE_BYTES_MAX`], or what the kernel said when it would not map more.
     pub async fn lease(&self, bytes: usize) -> io::Result<LeaseMut> {
-        if let Some(lease) = self.try_lease(bytes) {
-            return Ok(lease);
-        }
-        if bytes > super::LEASE_BYTES_MAX {
+        let Some(class) = class_of(bytes) else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("no lease is as large as {bytes} bytes"),
             ));
+        };
+        let queues = &self.0.lease_queues;
+        if queues.waiting[class].borrow().is_empty()
+            && let Some(lease) = self.try_lease(bytes)
+        {
+            return Ok(lease);
         }
-        let patience = self.now().plus(LEASE_PATIENCE);
+        let place = queues.enter(class);
+        let mut give_up_at = None;
         loop {
-            if !self.0.growing.get() && self.0.arena.growth_for(bytes).is_some() {
+            // What is free is first for those who came before.
+            if place.index() < self.0.arena.free_blocks(bytes)
+                && let Some(lease) = self.try_lease(bytes)
+            {
+                return Ok(lease);
+            }
+            let room = self.0.arena.growth_for(bytes).is_some();
+            if room && !self.0.growing.get() {
                 self.grow(bytes).await?;
-            } else if self.0.arena.growth_for(bytes).is_none() && self.0.arena.carve(bytes) {
-                // What was mapped for large leases, and is free, serves this one.
-            } else if self.now() > patience {
+                continue;
+            }
+            if !room && self.0.arena.carve(bytes) {
+                continue; // What was mapped for large leases, and is free, serves this one.
+            }
+            if room || self.0.growing.get() {
+                // There will be memory, or it will be known that there is none: no reason to give up meanwhile.
+                give_up_at = None;
+                self.sleep(LEASE_RETRY).await;
+                continue;
+            }
+            if self.now() > *give_up_at.get_or_insert_with(|| self.now().plus(LEASE_PATIENCE)) {
                 let usage = self.0.arena.usage();
                 let message = format!("no memory for {bytes} bytes within the arena's budget: {usage:?}");
                 return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
-            } else {
-                let _starving = Starving::new(&self.0.starving);
-                if let Some(waker) = self.0.shortage.borrow_mut().take() {
-                    waker.wake();
-                }
-                self.sleep(LEASE_RETRY).await;
             }
-            if let Some(lease) = self.try_lease(bytes) {
-                return Ok(lease);
+            let _starving = Starving::new(&self.0.starving);
+            if let Some(waker) = self.0.shortage.borrow_mut().take() {
+                waker.wake();
             }
+            self.sleep(LEASE_RETRY).await;
         }
     }
 
@@ -309,9 +382,11 @@ impl Ring {
     /// What the kernel said. A refused registration is no error: the chunk is used unregistered, and the arena's
     /// usage shows it.
     pub async fn grow(&self, bytes: usize) -> io::Result<()> {
-        self.0.growing.set(true);
+        while self.0.growing.get() {
+            self.sleep(LEASE_RETRY).await;
+        }
+        let _growing = Growing::new(&self.0.growing);
         let reply = self.help(Job::MapChunk { bytes }, None).await;
-        self.0.growing.set(false);
         let Reply::Chunk(chunk) = reply? else { unreachable!("mapping a chunk replies with it") };
         let mut fixed = self.register(&chunk);
         // The limit is charged per user and given back late by rings that are gone: worth a moment's patience.

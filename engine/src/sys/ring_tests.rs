@@ -1,9 +1,14 @@
 //! The kernel's ring, for real: sockets, files, timers, dropped operations.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
+use super::sim::World;
 use super::*;
 
 fn ring() -> Ring {
@@ -160,4 +165,82 @@ fn a_lost_path_is_an_error_that_names_it() {
         assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
         assert!(main.read_file(path, 10).await.unwrap().is_none());
     });
+}
+
+/// Polls `future` once, which must not be ready then.
+async fn begin<T>(mut future: Pin<&mut impl Future<Output = T>>) {
+    std::future::poll_fn(|cx| {
+        assert!(future.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+}
+
+#[test]
+fn who_waits_while_another_makes_the_arena_grow_is_patient_also_when_the_other_is_gone() {
+    let world = World::new(1);
+    let ring = world.ring(64 << 20);
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        let grower = main.clone();
+        let mut grows = Box::pin(async move { grower.lease(4096).await.map(drop) });
+        begin(grows.as_mut()).await;
+        // It is not polled any more, and then dropped: what it had begun is for others to do.
+        let (waiter, served) = (main.clone(), Rc::new(Cell::new(false)));
+        let seen = served.clone();
+        main.spawn(async move {
+            waiter.lease(64 << 10).await.expect("the budget has room");
+            seen.set(true);
+        });
+        main.sleep(Duration::from_secs(5)).await;
+        assert!(!served.get(), "one at a time makes the arena grow");
+        assert!(!main.is_short_of_memory(), "the budget has room");
+        drop(grows);
+        main.sleep(Duration::from_millis(100)).await;
+        assert!(served.get());
+    });
+}
+
+#[test]
+fn leases_are_given_in_the_order_of_coming_within_the_budget() {
+    const BYTES: usize = 1 << 20;
+    const BUDGET: u64 = 4 << 20;
+    for seed in 0..20 {
+        let world = World::new(seed);
+        let ring = world.ring(BUDGET);
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            let order = Rc::new(RefCell::new(Vec::new()));
+            let held = Rc::new(RefCell::new(Vec::new()));
+            for number in 0..20 {
+                let (ring, order, held) = (main.clone(), order.clone(), held.clone());
+                main.spawn(async move {
+                    let lease = ring.lease(BYTES).await.unwrap();
+                    order.borrow_mut().push(number);
+                    held.borrow_mut().push(lease);
+                });
+            }
+            while order.borrow().len() < 20 {
+                main.sleep(Duration::from_millis(30)).await;
+                let usage = main.arena().usage();
+                assert!(usage.mapped_bytes <= BUDGET, "{usage:?}");
+                // Another who comes now is not served before them.
+                if held.borrow_mut().pop().is_some() && order.borrow().len() < 20 {
+                    let mut late = Box::pin(main.lease(BYTES));
+                    begin(late.as_mut()).await;
+                }
+            }
+            assert_eq!(*order.borrow(), (0..20).collect::<Vec<_>>(), "seed {seed}");
+            let started = main.now();
+            let mut rest = Vec::new();
+            let refused = loop {
+                match main.lease(BYTES).await {
+                    Ok(lease) => rest.push(lease),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(refused.kind(), io::ErrorKind::OutOfMemory);
+            assert!(main.now().nanos_since(started) >= 2_000_000_000);
+        });
+    }
 }

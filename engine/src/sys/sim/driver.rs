@@ -485,7 +485,12 @@ impl State {
     }
 
     /// On a full disk nothing grows; small files can be replaced once somebody has given up a reserve.
-    fn check_space(&self, job: &Job) -> io::Result<()> {
+    fn check_space(&mut self, job: &Job) -> io::Result<()> {
+        if let Job::Replace { path, .. } = job
+            && self.faults.finds_no_room(path)
+        {
+            return Err(about("replace", path)(io::Error::from_raw_os_error(libc::ENOSPC)));
+        }
         let reserve_is_there = || self.disk.state.names.keys().any(|path| path.ends_with(".reserve"));
         let grows = match job {
             Job::Prepare { .. } => true,

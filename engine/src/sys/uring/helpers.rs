@@ -255,11 +255,19 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or(OsStr::new("")).to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    let written = write_anew(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // On a full disk what there is of it is room that others need.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
     sync_parent(path)
+}
+
+fn write_anew(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 fn prepare(file: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> {
@@ -303,7 +311,12 @@ fn lock(path: &PathBuf) -> io::Result<OwnedFd> {
             format!("{} is locked by {holder}; one process at a time may use this directory", path.display());
         return Err(io::Error::new(io::ErrorKind::WouldBlock, message));
     }
-    file.set_len(0)?;
-    writeln!(file, "process {}", std::process::id())?;
+    // The name of its holder is for whoever finds it locked; on a full disk there may be no room for it.
+    let holder = format!("process {}\n", std::process::id());
+    let named = file.write_all(holder.as_bytes()).and_then(|()| file.set_len(holder.len() as u64));
+    match named {
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+        named => named?,
+    }
     Ok(file.into())
 }
