@@ -24,7 +24,7 @@ use ringlog::{Egress, Ingress};
 use serde_json::Value;
 
 use crate::cell::{CellRun, topic_of};
-use crate::environment::{Environment, allowed_cores};
+use crate::environment::{Environment, allowed_cores, let_disk_settle};
 use crate::floor::stored::{Made, make};
 use crate::floor::validity::Validity;
 use crate::payload::Payload;
@@ -189,6 +189,7 @@ fn run_cells(
             made,
             progress: progress.clone(),
         };
+        let_disk_settle(&floors.data_dir_parent);
         let before = target.borrow_mut().counters()?;
         target.borrow_mut().forget_stages()?;
         let ran = run.run().with_context(|| format!("cell {cell}"));
@@ -263,6 +264,8 @@ fn floor_of(data: &Path, cores: (usize, usize)) -> Option<Validity> {
 /// What the floors of a run share: where they write, and the files that they catch up on, one set a batch size.
 struct Floors {
     data_dir: PathBuf,
+    /// Where all servers keep their logs.
+    data_dir_parent: PathBuf,
     made: BTreeMap<usize, Rc<Made>>,
 }
 
@@ -278,7 +281,7 @@ impl Floors {
                 place.insert(Rc::new(files));
             }
         }
-        Ok(Floors { data_dir: data.join(FLOOR), made })
+        Ok(Floors { data_dir: data.join(FLOOR), data_dir_parent: data.to_owned(), made })
     }
 
     fn start(&self, cell: &Cell, record: &RunRecord, out: &Path) -> Result<Target> {

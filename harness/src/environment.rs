@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
@@ -178,6 +178,30 @@ fn parse_mount(line: &str) -> Option<Mount> {
 /// The mount table writes blanks, tabs, line feeds and backslashes in octal.
 fn unescaped(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+/// Waits until the disk below `path` has had nothing to do for a moment, but not for ever: what the last cell wrote and
+/// removed is discarded and written back when the cell is over, and the next one must not pay for it. A disk that does not
+/// say what it does is not waited for.
+pub fn let_disk_settle(path: &Path) {
+    const STEP: Duration = Duration::from_millis(4);
+    const QUIET_STEPS: u32 = 5;
+    const DISK_PATIENCE: Duration = Duration::from_secs(1);
+    let Ok(device) = fs::metadata(path).map(|metadata| metadata.dev()) else { return };
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let in_flight = || {
+        let stat = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
+        stat.split_ascii_whitespace().nth(8)?.parse::<u64>().ok()
+    };
+    let (begun, mut quiet) = (Instant::now(), 0);
+    while quiet < QUIET_STEPS && begun.elapsed() < DISK_PATIENCE {
+        match in_flight() {
+            None => return,
+            Some(0) => quiet += 1,
+            Some(_) => quiet = 0,
+        }
+        std::thread::sleep(STEP);
+    }
 }
 
 fn block_queue_of(device: u64) -> BTreeMap<String, String> {
