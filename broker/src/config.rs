@@ -25,8 +25,8 @@ pub struct BrokerConfig {
     /// Connections at a time, at most [`CONNECTIONS_MAX`]; more are closed at once.
     pub connections_max: usize,
     /// A connection that is silent for that long, and waits for nothing, is closed; Kafka's `connections.max.idle.ms`. So
-    /// is one that takes less than 64 KiB of an answer under way in that time. When the arena is short, who holds
-    /// memory of it and moves nothing for a second goes at once.
+    /// is one that takes less than 64 KiB of an answer under way in that time. When somebody waits for
+    /// memory, who holds some and moves nothing for a second goes at once.
     pub silence_max: Duration,
 }
 

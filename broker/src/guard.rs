@@ -5,9 +5,9 @@
 //! - Silent for [`BrokerConfig::silence_max`](crate::BrokerConfig) and waiting for nothing: closed.
 //! - Of an answer under way it takes less than [`PACE_BYTES`] in that time: closed, and what is queued is thrown away. So
 //!   who reads a byte a second is gone after ten minutes and a quarter, whatever it asked for.
-//! - The arena is short ([`is_short`]), and the peer holds memory of it for an answer or a request in which nothing has
-//!   moved for [`STALL_MIN`]: closed, those that hold most first, until there is enough. It loses nothing but time: it
-//!   comes back and is served from the file.
+//! - Somebody waits for memory, and the peer holds some for an answer or a request in which nothing has moved for
+//!   [`STALL_MIN`]: closed, those that hold most first, until there is enough ([`is_short`]). It loses nothing but time:
+//!   it comes back and is served from the file.
 //!
 //! Whether something moves is asked of the kernel (bytes acknowledged and received), since one send may be a long one.
 
@@ -42,8 +42,7 @@ pub(crate) struct Hold {
     pub since: Moment,
 }
 
-/// Three quarters of the budget are lent: what stalls must go before others wait in vain. Somebody who waits already
-/// says the same.
+/// Three quarters of the budget are lent: once somebody had to wait, what stalls goes until fewer are.
 fn is_short(usage: &ArenaUse) -> bool {
     usage.leased_bytes > usage.bytes_max / 4 * 3
 }

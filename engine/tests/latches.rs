@@ -1,14 +1,18 @@
 //! What fails, in the simulated world: writes, flushes, reads, descriptors, names. Who is told what, who goes on, and what
 //! comes back without a restart. Every seed is another order of completions; a failure names its seed.
 
+mod pieces;
+
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, check_produced};
 use ringlog::shard::{Ack, Acked, AppendError, FetchError, Partition, Shard, ShardConfig, TopicConfig};
 use ringlog::sys::Ring;
 use ringlog::sys::sim::{Faults, World};
-use ringlog::transfer::{Egress, Ingress, Piece};
+use ringlog::transfer::{Egress, Ingress};
 use ringlog::types::{Offset, Timestamp};
+
+use pieces::read;
 
 const ARENA: u64 = 64 << 20;
 const SEEDS: std::ops::Range<u64> = 0..20;
@@ -16,20 +20,29 @@ const SEGMENT_BYTES: u64 = 20_000;
 const VALUE_BYTES: usize = 4000;
 
 /// Runs `play` in a world of each seed.
-fn in_worlds<F: Future<Output = ()> + 'static>(play: impl Fn(Ring, Shard, Faults) -> F) {
+fn in_bare_worlds<F: Future<Output = ()> + 'static>(play: impl Fn(Ring, Faults) -> F) {
     for seed in SEEDS {
-        for ingress in [Ingress::Copy, Ingress::Buffered] {
-            println!("seed {seed}, ingress {ingress}");
-            let world = World::new(seed);
-            let (ring, faults) = (world.ring(ARENA), world.faults());
-            let main = ring.clone();
-            let play = &play;
-            let opened = world.run(&[&ring], async move {
-                Shard::open(&main, ShardConfig { ingress, ..ShardConfig::new("/data") }).await.unwrap()
-            });
-            world.run(&[&ring], play(ring.clone(), opened, faults));
-            ring.shut_down();
-        }
+        println!("seed {seed}");
+        let world = World::new(seed);
+        let ring = world.ring(ARENA);
+        world.run(&[&ring], play(ring.clone(), world.faults()));
+        ring.shut_down();
+    }
+}
+
+/// The same with a shard on an empty directory, by two ways in.
+fn in_worlds<F: Future<Output = ()> + 'static>(play: impl Fn(Ring, Shard, Faults) -> F + Clone + 'static) {
+    for ingress in [Ingress::Copy, Ingress::Buffered] {
+        println!("ingress {ingress}");
+        let play = play.clone();
+        in_bare_worlds(move |ring, faults| {
+            let play = play.clone();
+            async move {
+                let config = ShardConfig { ingress, ..ShardConfig::new("/data") };
+                let shard = Shard::open(&ring, config).await.unwrap();
+                play(ring, shard, faults).await;
+            }
+        });
     }
 }
 
@@ -72,23 +85,6 @@ async fn records(ring: &Ring, partition: &Partition) -> i64 {
             rest = &rest[header.bytes as usize..];
         }
     }
-}
-
-async fn read(ring: &Ring, pieces: Vec<Piece>) -> Vec<u8> {
-    let mut all = Vec::new();
-    for piece in pieces {
-        match piece {
-            Piece::Memory(lease) => all.extend_from_slice(&lease),
-            Piece::File { file, at, bytes } => {
-                let mut into = ring.lease(bytes as usize).await.unwrap();
-                drop(into.split_off(bytes as usize));
-                let (read, into) = ring.read(&file.file, at.0, into).await;
-                assert_eq!(read.unwrap() as u64, bytes);
-                all.extend_from_slice(&into);
-            }
-        }
-    }
-    all
 }
 
 fn assert_names(words: &str, names: &[&str]) {
@@ -326,29 +322,22 @@ fn a_segment_removed_by_hand_while_open_takes_no_promise_with_it() {
 /// Once the deletion was begun again at the next start, by name, and took what had been made under that name since.
 #[test]
 fn a_deletion_that_failed_does_not_take_the_topic_that_came_after() {
-    for seed in SEEDS {
-        println!("seed {seed}");
-        let world = World::new(seed);
-        let (ring, faults) = (world.ring(ARENA), world.faults());
-        let main = ring.clone();
-        world.run(&[&ring], async move {
-            let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
-            append(&main, &topic(&shard, "t").await).await.unwrap();
-            faults.fail_removals("/data/t-0", 1);
-            shard.delete_topic("t").await.unwrap_err();
-            assert!(shard.topic("t").is_none(), "it is gone for clients");
-            let again = topic(&shard, "t").await;
-            for _ in 0..2 {
-                append(&main, &again).await.unwrap();
-            }
-            shard.close().await.unwrap();
-            drop((again, shard));
-            let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
-            let found = shard.topic("t").unwrap().here(0).unwrap().clone();
-            assert_eq!(records(&main, &found).await, 2);
-        });
-        ring.shut_down();
-    }
+    in_bare_worlds(|main, faults| async move {
+        let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
+        append(&main, &topic(&shard, "t").await).await.unwrap();
+        faults.fail_removals("/data/t-0", 1);
+        shard.delete_topic("t").await.unwrap_err();
+        assert!(shard.topic("t").is_none(), "it is gone for clients");
+        let again = topic(&shard, "t").await;
+        for _ in 0..2 {
+            append(&main, &again).await.unwrap();
+        }
+        shard.close().await.unwrap();
+        drop((again, shard));
+        let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
+        let found = shard.topic("t").unwrap().here(0).unwrap().clone();
+        assert_eq!(records(&main, &found).await, 2);
+    });
 }
 
 /// Once such files stayed until the next start, just when their room was needed.
@@ -377,52 +366,38 @@ fn what_retention_could_not_remove_it_removes_the_next_time() {
 
 #[test]
 fn without_a_way_past_the_page_cache_everything_goes_through_it_and_says_so() {
-    for seed in SEEDS {
-        println!("seed {seed}");
-        let world = World::new(seed);
-        let (ring, faults) = (world.ring(ARENA), world.faults());
-        let main = ring.clone();
-        world.run(&[&ring], async move {
-            faults.refuse_direct(true);
-            let config = ShardConfig { egress: Egress::Direct, ..ShardConfig::new("/data") };
-            let shard = Shard::open(&main, config.clone()).await.unwrap();
-            assert!(!shard.writes_direct(), "whoever asks is told");
-            let partition = topic(&shard, "t").await;
-            for _ in 0..12 {
-                append(&main, &partition).await.unwrap();
-            }
-            assert_eq!(records(&main, &partition).await, 12);
-            shard.close().await.unwrap();
-            drop((partition, shard));
-            let shard = Shard::open(&main, config).await.unwrap();
-            assert_eq!(records(&main, shard.topic("t").unwrap().here(0).unwrap()).await, 12);
-        });
-        ring.shut_down();
-    }
+    in_bare_worlds(|main, faults| async move {
+        faults.refuse_direct(true);
+        let config = ShardConfig { egress: Egress::Direct, ..ShardConfig::new("/data") };
+        let shard = Shard::open(&main, config.clone()).await.unwrap();
+        assert!(!shard.writes_direct(), "whoever asks is told");
+        let partition = topic(&shard, "t").await;
+        for _ in 0..12 {
+            append(&main, &partition).await.unwrap();
+        }
+        assert_eq!(records(&main, &partition).await, 12);
+        shard.close().await.unwrap();
+        drop((partition, shard));
+        let shard = Shard::open(&main, config).await.unwrap();
+        assert_eq!(records(&main, shard.topic("t").unwrap().here(0).unwrap()).await, 12);
+    });
 }
 
 #[test]
 fn a_read_that_fails_while_opening_says_where_and_an_index_is_done_without() {
-    for seed in SEEDS {
-        println!("seed {seed}");
-        let world = World::new(seed);
-        let (ring, faults) = (world.ring(ARENA), world.faults());
-        let main = ring.clone();
-        world.run(&[&ring], async move {
-            let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
-            let partition = topic(&shard, "t").await;
-            for _ in 0..12 {
-                append(&main, &partition).await.unwrap();
-            }
-            shard.close().await.unwrap();
-            drop((partition, shard));
-            faults.fail_reads(".log", 1);
-            let words = Shard::open(&main, ShardConfig::new("/data")).await.err().unwrap().to_string();
-            assert_names(&words, &["/data/t-0/0000000000000000", ".log", "position"]);
-            faults.fail_reads(".index", 1);
-            let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
-            assert_eq!(records(&main, shard.topic("t").unwrap().here(0).unwrap()).await, 12);
-        });
-        ring.shut_down();
-    }
+    in_bare_worlds(|main, faults| async move {
+        let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
+        let partition = topic(&shard, "t").await;
+        for _ in 0..12 {
+            append(&main, &partition).await.unwrap();
+        }
+        shard.close().await.unwrap();
+        drop((partition, shard));
+        faults.fail_reads(".log", 1);
+        let words = Shard::open(&main, ShardConfig::new("/data")).await.err().unwrap().to_string();
+        assert_names(&words, &["/data/t-0/0000000000000000", ".log", "position"]);
+        faults.fail_reads(".index", 1);
+        let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
+        assert_eq!(records(&main, shard.topic("t").unwrap().here(0).unwrap()).await, 12);
+    });
 }

@@ -1,5 +1,7 @@
 //! What goes on without being asked, in the simulated world: retention, and the log's own time.
 
+mod pieces;
+
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced, check_stored};
@@ -8,6 +10,8 @@ use ringlog::sys::Ring;
 use ringlog::sys::sim::World;
 use ringlog::transfer::{Egress, Ingress, Piece};
 use ringlog::types::{Offset, Timestamp};
+
+use pieces::read;
 
 const ARENA: u64 = 64 << 20;
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -25,23 +29,6 @@ async fn append(ring: &Ring, partition: &Partition, timestamp: Timestamp, bytes:
     lease.copy_from_slice(&batch);
     let header = check_produced(&batch).unwrap();
     partition.append(lease, header, None, ring.now()).await.unwrap().reached().await.unwrap()
-}
-
-async fn read(ring: &Ring, pieces: Vec<Piece>) -> Vec<u8> {
-    let mut all = Vec::new();
-    for piece in pieces {
-        match piece {
-            Piece::Memory(lease) => all.extend_from_slice(&lease),
-            Piece::File { file, at, bytes } => {
-                let mut into = ring.lease(bytes as usize).await.unwrap();
-                drop(into.split_off(bytes as usize));
-                let (read, into) = ring.read(&file.file, at.0, into).await;
-                assert_eq!(read.unwrap() as u64, bytes);
-                all.extend_from_slice(&into);
-            }
-        }
-    }
-    all
 }
 
 #[test]

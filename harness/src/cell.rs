@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result};
 use ringlog::sys::{Moment, Ring};
+use ringlog::transfer::join;
 
 use crate::arrivals::{Lateness, OpenLoop};
 use crate::client::Connection;
@@ -39,7 +40,7 @@ use crate::spec::{Load, RunSpec};
 use crate::target::Target;
 use crate::units::Pace;
 use crate::verify::Sent;
-use crate::waiting::{Signal, Started, both, start, unless, within};
+use crate::waiting::{Signal, Started, start, unless, within};
 
 /// How often the running load is looked at.
 const STEP: Duration = Duration::from_millis(100);
@@ -180,7 +181,7 @@ impl CellRun {
             produced.with_context(|| format!("filling the log took more than {WHOLE_LOG_PATIENCE:?}"))
         };
         let watching = self.watch("filling", || terms.acknowledged.get(), || done.get());
-        let (produced, _) = both(filling, watching).await;
+        let (produced, _) = join(filling, watching).await;
         Ok((produced?, terms.acknowledged.get()))
     }
 

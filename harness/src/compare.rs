@@ -189,7 +189,7 @@ fn run_cells(
             made,
             progress: progress.clone(),
         };
-        let_disk_settle(&floors.data_dir_parent);
+        let_disk_settle(&floors.data);
         let before = target.borrow_mut().counters()?;
         target.borrow_mut().forget_stages()?;
         let ran = run.run().with_context(|| format!("cell {cell}"));
@@ -263,9 +263,8 @@ fn floor_of(data: &Path, cores: (usize, usize)) -> Option<Validity> {
 
 /// What the floors of a run share: where they write, and the files that they catch up on, one set a batch size.
 struct Floors {
-    data_dir: PathBuf,
     /// Where all servers keep their logs.
-    data_dir_parent: PathBuf,
+    data: PathBuf,
     made: BTreeMap<usize, Rc<Made>>,
 }
 
@@ -281,18 +280,19 @@ impl Floors {
                 place.insert(Rc::new(files));
             }
         }
-        Ok(Floors { data_dir: data.join(FLOOR), data_dir_parent: data.to_owned(), made })
+        Ok(Floors { data: data.to_owned(), made })
     }
 
     fn start(&self, cell: &Cell, record: &RunRecord, out: &Path) -> Result<Target> {
         let made = self.made.get(&cell.batch_bytes).filter(|_| cell.load == Load::CatchUp);
         let stored = made.map(|made| made.directory.as_path());
-        Target::start_floor(cell, &record.spec, stored, record.server_core, &self.data_dir, out)
+        Target::start_floor(cell, &record.spec, stored, record.server_core, &self.data.join(FLOOR), out)
     }
 
     /// Removes what the last one wrote.
     fn clear(&self) -> Result<()> {
-        fs::remove_dir_all(&self.data_dir).with_context(|| self.data_dir.display().to_string())
+        let path = self.data.join(FLOOR);
+        fs::remove_dir_all(&path).with_context(|| path.display().to_string())
     }
 }
 
@@ -386,4 +386,19 @@ fn declared() -> BTreeMap<String, DeclaredCopies> {
         .iter()
         .map(|egress| (format!("egress/{}", egress.name()), copies(egress.profile(), egress.needs())));
     ingress.chain(egress).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_the_same_second_have_directories_of_their_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let wanted = directory.path().join("local/20260101-000000");
+        let [first, second] = [(); 2].map(|()| own_directory(wanted.clone(), false).unwrap());
+        assert_eq!((&first, second), (&wanted, directory.path().join("local/20260101-000000-2")));
+        // One that the user named is used again.
+        assert_eq!(own_directory(wanted.clone(), true).unwrap(), wanted);
+    }
 }

@@ -520,6 +520,7 @@ pub fn trimmed(number: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::tests::canned;
 
     #[test]
     fn a_median_comes_with_its_range() {
@@ -527,5 +528,29 @@ mod tests {
         assert_eq!(of(&[3.0, 1.0, 2.0]), Spread { median: "2.00".into(), range: "1.00..3.00".into() });
         assert_eq!(of(&[4.0, 1.0]).median, "2.50");
         assert_eq!(spread(std::iter::once(None)).median, "-");
+    }
+
+    #[test]
+    fn floors_that_are_beaten_and_memory_that_is_unequal_are_said() {
+        let mut record = canned();
+        assert!(beaten_floors(&record).is_empty() && unequal_memory(&record).is_none());
+        let floors = record.cells.iter_mut().filter(|cell| cell.cell.row.is_floor());
+        floors.for_each(|cell| (cell.produced_bytes, cell.consumed_bytes) = (900_000_000, 900_000_000));
+        let beaten = beaten_floors(&record);
+        // 500 MB/s and a little is below 900; 1000 is 1.11 of it, 1500 is 1.67.
+        let named = |row: &str| beaten.iter().filter(|words| words.starts_with(row)).count();
+        assert_eq!(
+            (named("buffered+copy"), named("buffered+sendfile"), named("copy+tail")),
+            (0, 4, 4),
+            "{beaten:?}"
+        );
+
+        let mut record = canned();
+        for cell in &mut record.cells {
+            let registered = if cell.cell.row.egress == "tail" { 0 } else { 64 };
+            cell.server_counters = serde_json::json!({"shard": {"arena_registered_bytes": registered, "arena_mapped_bytes": 64}});
+        }
+        let said = unequal_memory(&record).unwrap();
+        assert!(said.contains("copy+tail 0 %") && said.contains("buffered+copy 100 %"), "{said}");
     }
 }

@@ -108,29 +108,3 @@ pub async fn within<T>(ring: &Ring, patience: Duration, work: impl Future<Output
     })
     .await
 }
-
-/// Both results, once both are there.
-pub async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    let (mut one, mut two) = (None, None);
-    poll_fn(|context| {
-        if one.is_none()
-            && let Poll::Ready(value) = first.as_mut().poll(context)
-        {
-            one = Some(value);
-        }
-        if two.is_none()
-            && let Poll::Ready(value) = second.as_mut().poll(context)
-        {
-            two = Some(value);
-        }
-        match (one.take(), two.take()) {
-            (Some(first), Some(second)) => Poll::Ready((first, second)),
-            (first, second) => {
-                (one, two) = (first, second);
-                Poll::Pending
-            }
-        }
-    })
-    .await
-}

@@ -131,6 +131,7 @@ macro_rules! decode_body {
             if version.flexible {
                 decoder.field = concat!(stringify!($name), " tagged fields");
                 for _ in 0..decoder.uvarint()? {
+                    // A message without tagged fields in this table uses neither, and matches nothing.
                     #[allow(unused_mut, unused_variables)]
                     let (tag, mut value) = decoder.tagged_field()?;
                     #[allow(clippy::match_single_binding)]

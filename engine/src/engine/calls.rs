@@ -5,8 +5,9 @@
 //! shard:                                           | idle task serves it -> |
 //! ```
 //!
-//! Calls begin in the order in which they reached the shard: its loop takes the memory for an append and queues the call,
-//! and whichever task runs next takes the oldest. Of all calls of a lane only so many may be unanswered ([`UnderWay`]).
+//! Calls begin in the order in which they reached the shard: each is queued with the memory that it needs, and whichever task
+//! runs next takes the oldest. Where that memory is not there at once, calls wait for it in line, and nobody else waits
+//! for them. Of all calls of a lane only so many may be unanswered ([`UnderWay`]).
 //!
 //! In the steady state neither side allocates. A caller that stops waiting leaves its slot to the shard, which puts it
 //! back when it is done; a shard that ends answers what it was asked with [`EngineError::Stopped`].
@@ -14,6 +15,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +28,7 @@ use super::EngineError;
 use super::handle::{Appended, read_piece};
 use super::lane::LANE_CALLS_MAX;
 use crate::log::BatchHeader;
-use crate::shard::{Ack, Fetched, Shard};
+use crate::shard::{Ack, AppendError, Fetched, Shard};
 use crate::sys::LeaseMut;
 use crate::transfer::{Egress, Piece};
 use crate::types::{Offset, PartitionId};
@@ -292,6 +294,9 @@ struct Inner {
     shard: Shard,
     /// Calls in the order in which they came, an append with the memory that it needs.
     queue: RefCell<VecDeque<(Asked, Option<LeaseMut>)>>,
+    /// Calls that came later, while there was no memory for the first of them. One task waits for it.
+    line: RefCell<VecDeque<Asked>>,
+    line_waits: Cell<bool>,
     /// Tasks with nothing to do, by their numbers.
     idle: RefCell<Vec<(u64, Waker)>>,
     started: Cell<u64>,
@@ -302,34 +307,87 @@ impl Servers {
         Servers(Rc::new(Inner {
             shard,
             queue: RefCell::default(),
+            line: RefCell::default(),
+            line_waits: Cell::new(false),
             idle: RefCell::default(),
             started: Cell::new(0),
         }))
     }
 
-    /// Queues a call for an idle task, or a new one. Waits for the memory of an append: what comes behind it may not
-    /// overtake it there.
-    pub(super) async fn serve(&self, asked: Asked) {
-        let lease = match asked.append_bytes() {
-            None => None,
-            Some(bytes) => match self.0.shard.ring().lease(bytes).await {
-                Ok(lease) => Some(lease),
-                Err(error) => return asked.fail(error.into()),
+    /// Queues a call for an idle task, or a new one; in line, if there is no memory for it or for one before it.
+    pub(super) fn serve(&self, asked: Asked) {
+        let asked = match self.0.line_waits.get() {
+            true => asked,
+            false => match self.0.try_queue(asked) {
+                Ok(()) => return,
+                Err(asked) => asked,
             },
         };
-        self.0.queue.borrow_mut().push_back((asked, lease));
-        let idle = self.0.idle.borrow_mut().pop();
+        self.0.line.borrow_mut().push_back(asked);
+        if !self.0.line_waits.replace(true) {
+            self.0.shard.spawn(self.0.clone().wait_in_line());
+        }
+    }
+}
+
+impl Inner {
+    /// Queues a call if the memory that it needs is there; else it comes back.
+    fn try_queue(self: &Rc<Inner>, asked: Asked) -> Result<(), Asked> {
+        let lease = match asked.append_bytes() {
+            None => None,
+            Some(bytes) => match self.shard.ring().try_lease(bytes) {
+                None => return Err(asked),
+                lease => lease,
+            },
+        };
+        self.queue(asked, lease);
+        Ok(())
+    }
+
+    fn queue(self: &Rc<Inner>, asked: Asked, lease: Option<LeaseMut>) {
+        self.queue.borrow_mut().push_back((asked, lease));
+        let idle = self.idle.borrow_mut().pop();
         match idle {
             Some((_, waker)) => waker.wake(),
-            None => self.start(),
+            None => self.clone().start(),
         }
     }
 
+    /// Queues the calls in line, each as soon as there is memory for it.
+    async fn wait_in_line(self: Rc<Inner>) {
+        // Those who stood behind one that waited in vain have waited as long.
+        let mut in_vain = 0usize;
+        loop {
+            let Some(asked) = self.line.borrow_mut().pop_front() else { break };
+            let bytes = asked.append_bytes().unwrap_or(0);
+            let Err(asked) = self.try_queue(asked) else {
+                in_vain = in_vain.saturating_sub(1);
+                continue;
+            };
+            if in_vain > 0 {
+                in_vain -= 1;
+                asked.fail(AppendError::NoMemory("those before it waited in vain".to_owned()).into());
+                continue;
+            }
+            let behind = self.line.borrow().len();
+            match self.shard.ring().lease(bytes).await {
+                Ok(lease) => self.queue(asked, Some(lease)),
+                Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                    in_vain = behind;
+                    asked.fail(AppendError::NoMemory(error.to_string()).into());
+                }
+                // No lease is as large as that.
+                Err(error) => asked.fail(error.into()),
+            }
+        }
+        self.line_waits.set(false);
+    }
+
     /// The tasks keep the shard, not the other way round: they end with it.
-    fn start(&self) {
-        let inner = self.0.clone();
+    fn start(self: Rc<Inner>) {
+        let inner = self.clone();
         let number = inner.started.replace(inner.started.get() + 1);
-        self.0.shard.spawn(async move {
+        self.shard.spawn(async move {
             let mut pieces = Vec::new();
             loop {
                 let next = poll_fn(|cx| {
@@ -436,6 +494,7 @@ mod tests {
         let lane = Arc::new(Lane::default());
         let handle = PartitionHandle::new(lane.clone(), "t", PartitionId { topic, index: 0 });
         let (warm, warmed) = reply();
+        let (begin_counting, counting) = reply();
         let left = Rc::new(Cell::new(false));
         let mut theirs = 0;
         let ours = std::thread::scope(|scope| {
@@ -443,8 +502,7 @@ mod tests {
             scope.spawn(move || {
                 calls(&handle);
                 warm.send(());
-                // By then the other side has begun to count.
-                std::thread::sleep(Duration::from_millis(20));
+                block_on(counting).unwrap();
                 *theirs = allocation_counter::measure(|| calls(&handle)).count_total;
                 callers.send(Call::Leave).unwrap();
             });
@@ -457,6 +515,7 @@ mod tests {
             let (until, left) = (ring.clone(), left.clone());
             allocation_counter::measure(|| {
                 ring.run(async move {
+                    begin_counting.send(());
                     while !left.get() {
                         until.sleep(Duration::from_millis(2)).await;
                     }
@@ -549,5 +608,86 @@ mod tests {
         assert!(matches!(slots.begin(), Err(EngineError::Busy(LANE_CALLS_MAX))));
         drop(under_way);
         assert!(slots.begin().is_ok());
+    }
+
+    /// An engine with little memory, all of it lent until the sender is used.
+    fn starved(
+        directory: &tempfile::TempDir,
+    ) -> (crate::Engine, PartitionHandle, super::super::reply::Sender<()>) {
+        let mut config = EngineConfig::new(directory.path().join("data"));
+        config.cores = Some(vec![crate::sys::topology::usable_cores().unwrap()[0]]);
+        config.shard.arena_bytes_max = 16 << 20;
+        let engine = crate::Engine::open(config).unwrap();
+        let partition = block_on(async {
+            let topic = TopicConfig { ack: Ack::Memory, ..TopicConfig::default() };
+            engine.create_topic("t", 1, topic).await.unwrap();
+            let partition = engine.partition("t", 0).await.unwrap();
+            // Its staging is there before the rest is lent.
+            partition.append(&batch(100), None).await.unwrap();
+            partition
+        });
+        let (release, released) = reply();
+        let hold = |shard: Shard| async move {
+            let ring = shard.ring().clone();
+            let mut leases = Vec::new();
+            while ring.arena().growth_for(4096).is_some() {
+                ring.grow(4096).await.unwrap();
+            }
+            while let Some(lease) = (0..crate::sys::BLOCK_CLASSES.len())
+                .find_map(|class| ring.try_lease(crate::sys::BLOCK_CLASSES[class]))
+            {
+                leases.push(lease);
+            }
+            ring.clone().spawn(async move {
+                released.await;
+                drop(leases);
+            });
+        };
+        block_on(engine.on_shard(hold)).unwrap();
+        (engine, partition, release)
+    }
+
+    #[test]
+    fn calls_that_wait_for_memory_keep_their_order_and_hold_up_nobody_else() {
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let (engine, partition, release) = starved(&directory);
+        let (small, large) = (batch(100), batch(100_000));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut asked: Vec<_> = (0..12)
+            .map(|number| Box::pin(partition.append(if number % 2 == 0 { &large } else { &small }, None)))
+            .collect();
+        for call in &mut asked {
+            assert!(call.as_mut().poll(&mut cx).is_pending());
+        }
+        // The lane itself is free meanwhile.
+        assert_eq!(block_on(engine.topics()).unwrap().len(), 1);
+        release.send(());
+        for (number, call) in asked.into_iter().enumerate() {
+            assert_eq!(block_on(call).unwrap().offset, Offset(1 + number as i64));
+        }
+        engine.close().unwrap();
+    }
+
+    #[test]
+    fn who_stands_behind_one_that_waited_in_vain_does_not_wait_as_long_again() {
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let (engine, partition, release) = starved(&directory);
+        let large = batch(100_000);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut asked: Vec<_> = (0..200).map(|_| Box::pin(partition.append(&large, None))).collect();
+        for call in &mut asked {
+            assert!(call.as_mut().poll(&mut cx).is_pending());
+        }
+        // One after the other would take 200 times two seconds.
+        let mut behind = 0;
+        for call in asked {
+            let refused = block_on(call).unwrap_err();
+            assert!(matches!(refused, EngineError::Append(AppendError::NoMemory(_))), "{refused}");
+            behind += usize::from(refused.to_string().contains("waited in vain"));
+        }
+        assert!(behind >= 150, "{behind} of 200 did not wait themselves");
+        release.send(());
+        block_on(partition.append(&large, None)).unwrap();
+        engine.close().unwrap();
     }
 }

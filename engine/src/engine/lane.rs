@@ -90,7 +90,7 @@ pub(super) async fn serve(lane: &Lane, shard: Shard) {
     let servers = Servers::new(shard.clone());
     loop {
         match poll_fn(|cx| lane.calls.poll_take(cx)).await {
-            Call::Ask(asked) => servers.serve(asked).await,
+            Call::Ask(asked) => servers.serve(asked),
             Call::Work(work) => shard.spawn(work(shard.clone())),
             Call::Serve(work) => {
                 serving.set(serving.get() + 1);

@@ -284,7 +284,7 @@ fn finish(partition: &Partition, end: Option<LogPoint>) {
             log.set_high_watermark(end);
         }
     }
-    partition.0.common.note_written(partition, old.written, end);
+    partition.note_written(old.written, end);
     partition.0.room_waiters.wake_all();
     partition.marks_moved(old.high_watermark);
 }

@@ -615,6 +615,15 @@ impl Partition {
         AppendError::Failed(why)
     }
 
+    /// Bytes up to `now` are written.
+    pub(super) fn note_written(&self, before: LogPoint, now: LogPoint) {
+        let written = match before.segment == now.segment {
+            true => now.position.since(before.position),
+            false => now.position.0,
+        };
+        self.0.unwritten_bytes.set(self.0.unwritten_bytes.get().saturating_sub(written));
+    }
+
     pub(super) fn count_stop_retry(&self) -> u32 {
         self.0.stop_retries.replace(self.0.stop_retries.get() + 1)
     }

@@ -21,7 +21,6 @@ use super::retention;
 use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
-use crate::log::LogPoint;
 use crate::sys::{ArenaUse, Flushes, Ring, RingCounters};
 use crate::transfer::{Piece, SharedPiece, Staged, TransferCounters};
 use crate::types::{PartitionId, ShardId, TopicId};
@@ -476,17 +475,6 @@ impl Common {
     pub(super) fn latch_all(&self, why: &str) {
         self.device_failure.borrow_mut().get_or_insert_with(|| why.into());
         self.each_partition(|partition| drop(partition.fail(why.to_owned())));
-    }
-
-    /// Bytes up to `now` are written.
-    #[allow(clippy::unused_self)]
-    pub(super) fn note_written(&self, partition: &Partition, before: LogPoint, now: LogPoint) {
-        let written = match before.segment == now.segment {
-            true => now.position.since(before.position),
-            false => now.position.0,
-        };
-        let left = partition.0.unwritten_bytes.get().saturating_sub(written);
-        partition.0.unwritten_bytes.set(left);
     }
 
     /// Counts what the partition caches, and lets go of what is beyond the budget.

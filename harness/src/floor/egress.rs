@@ -5,7 +5,7 @@
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
-use ringlog::sys::{BLOCK_BYTES, File, Lease, Ring, Socket};
+use ringlog::sys::{BLOCK_BYTES, Lease, Ring, Socket};
 
 use super::stored::{Partition, Stored, Stretch};
 use super::{Answer, Asked, Floor};
@@ -127,9 +127,9 @@ async fn share(
     let (mut at, end) = (stretch.at, stretch.at + stretch.bytes);
     let file = &partition.file;
     let mut warm_to = match ahead.take() {
-        Some(Ahead::Warmed(to, warming)) if at == 0 || to > at => {
+        Some(Ahead::Warmed(to, warming)) => {
             warming.result().await?;
-            to
+            to.max(at)
         }
         _ => at,
     };
@@ -150,7 +150,7 @@ async fn share(
     };
     while at < end || pipe.as_ref().is_some_and(|pipe| pipe.held() > 0) {
         let moved = match &mut pipe {
-            None => sendfile(ring, socket, file, at, end - at),
+            None => ring.sendfile(socket, file, at, end - at),
             Some(pipe) if pipe.held() == 0 => {
                 let taken = ring.splice_in(file, at, (end - at) as usize, pipe)?;
                 ensure!(taken > 0, "the file ends at {at}");
@@ -171,8 +171,4 @@ async fn share(
         ring.give_pipe(pipe);
     }
     Ok(())
-}
-
-fn sendfile(ring: &Ring, socket: &Socket, file: &File, at: u64, bytes: u64) -> std::io::Result<usize> {
-    ring.sendfile(socket, file, at, bytes)
 }

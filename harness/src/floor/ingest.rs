@@ -10,12 +10,12 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail, ensure};
 use ringlog::log::Crc32c;
 use ringlog::sys::{Lease, Socket};
+use ringlog::transfer::join;
 use ringlog_broker::wire::produce::{ProduceOutcome, ProduceResponseWriter};
 use ringlog_broker::wire::{Encoder, ProduceHead, Uuid};
 
 use super::{Floor, UNIT_BYTES};
 use crate::batch::BATCH_HEAD_BYTES;
-use crate::waiting::both;
 
 /// So much of a request is copied, to be looked at: all before the batch, and the batch's own head.
 pub const HEAD_BYTES: usize = 192;
@@ -183,7 +183,7 @@ pub(super) async fn receive(floor: &Rc<Floor>, socket: &Socket, first: &[u8]) ->
             answers.clear();
             ring.send(socket, answer, false).await.0.map(drop)
         };
-        let (answered, (received, mut filled)) = both(answering, ring.recv(socket, rest)).await;
+        let (answered, (received, mut filled)) = join(answering, ring.recv(socket, rest)).await;
         answered?;
         match received? {
             0 => return Ok(()),

@@ -31,7 +31,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ringlog::sys::topology::pin_to;
 use ringlog::sys::{Gather, Lease, Ring, Socket, UringOptions};
 use ringlog_broker::wire::fetch::{FetchOutcome, FetchRequest, FetchResponseTerms, FetchResponseWriter};
-use ringlog_broker::wire::{ApiKey, Decoder, ErrorCode, GappedFrame, Message, RequestHeader, Uuid};
+use ringlog_broker::wire::{ApiKey, Decoder, GappedFrame, Message, RequestHeader, Uuid};
 
 use crate::spec::FLOOR;
 use disk::Disk;
@@ -110,15 +110,11 @@ fn obey() {
 }
 
 async fn serve(ring: Ring, told: ServeFloor) -> Result<()> {
-    let warm: std::io::Result<Vec<_>> = async {
-        let mut leases = Vec::new();
-        for _ in 0..WARM_BYTES / UNIT_BYTES {
-            leases.push(ring.lease(UNIT_BYTES).await?);
-        }
-        Ok(leases)
+    let mut warm = Vec::new();
+    for _ in 0..WARM_BYTES / UNIT_BYTES {
+        warm.push(ring.lease(UNIT_BYTES).await.context("memory for the floor")?);
     }
-    .await;
-    drop(warm.context("memory for the floor")?);
+    drop(warm);
     let disk = Rc::new(Disk::open(&ring, &told.data_dir.join(FLOOR)).await?);
     let stored = match &told.stored {
         Some(directory) => Some((Stored::open(&ring, directory).await?, told.egress.parse::<Way>()?)),
@@ -250,7 +246,7 @@ impl Answer {
     fn encode(&mut self, asked: &Asked, end: i64, record_bytes: u64) -> Result<(&[u8], &[u8])> {
         self.frame.clear();
         let (version, correlation_id) = asked.header;
-        let terms = FetchResponseTerms { error_code: ErrorCode::None, ..Default::default() };
+        let terms = FetchResponseTerms::default();
         let mut writer = FetchResponseWriter::begin(&mut self.frame, correlation_id, version, &terms, 1)?;
         writer.topic(&asked.topic, &Uuid::default(), 1);
         writer.partition(&FetchOutcome::read(asked.partition as i32, end, 0, record_bytes));
