@@ -4,10 +4,14 @@
 //! the time of shards, io_uring workers, helpers and all others is told apart, and both cores' busy time stands
 //! beside it (loopback receive runs on whoever sends; writeback on nobody's bill). The unit of `/proc` is the tick
 //! of 10 ms: over a second of one core that is 1 %.
+//!
+//! What a core was busy is what it was not idle. The kernel clocks idle time; the parts of busy time it only samples, a
+//! few hundred times a second, and a core half busy for two seconds comes out 4 % to either side.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -138,7 +142,17 @@ impl ProcessUse {
 /// The machine's cores at one moment.
 #[derive(Clone, PartialEq, Debug)]
 pub struct MachineSample {
-    cores: BTreeMap<usize, CoreSeconds>,
+    at: Instant,
+    cores: BTreeMap<usize, CoreTimes>,
+}
+
+/// A core's counters, in seconds since it was started.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct CoreTimes {
+    soft_interrupts: f64,
+    steal: f64,
+    /// Waiting for the disk included.
+    idle: f64,
 }
 
 /// What one core did between two samples, in seconds.
@@ -146,7 +160,7 @@ pub struct MachineSample {
 pub struct CoreSeconds {
     /// Programs, kernel, interrupts: all that is neither idle nor stolen.
     pub busy: f64,
-    /// The part of `busy` in soft interrupts: loopback receive, timers.
+    /// The part of `busy` in soft interrupts: loopback receive, timers. Sampled.
     pub soft_interrupts: f64,
     /// Wanted to run, and the host ran somebody else.
     pub steal: f64,
@@ -165,24 +179,31 @@ impl MachineSample {
         if cores.is_empty() {
             Err(unexpected(&path, "no line for any core"))
         } else {
-            Ok(MachineSample { cores })
+            Ok(MachineSample { at: Instant::now(), cores })
         }
     }
 
     /// What each core did since an earlier sample.
     #[must_use]
     pub fn since(&self, earlier: &MachineSample) -> BTreeMap<usize, CoreSeconds> {
-        let both = self.cores.iter().filter_map(|(core, now)| Some((*core, *now, *earlier.cores.get(core)?)));
-        both.map(|(core, now, before)| {
-            let used = CoreSeconds {
-                busy: (now.busy - before.busy).max(0.0),
-                soft_interrupts: (now.soft_interrupts - before.soft_interrupts).max(0.0),
-                steal: (now.steal - before.steal).max(0.0),
-                idle: (now.idle - before.idle).max(0.0),
-            };
-            (core, used)
-        })
-        .collect()
+        let elapsed = self.at.duration_since(earlier.at).as_secs_f64();
+        let both = self
+            .cores
+            .iter()
+            .filter_map(|(core, now)| Some((*core, now.since(earlier.cores.get(core)?, elapsed))));
+        both.collect()
+    }
+}
+
+impl CoreTimes {
+    fn since(&self, before: &CoreTimes, elapsed: f64) -> CoreSeconds {
+        let (steal, idle) = ((self.steal - before.steal).max(0.0), (self.idle - before.idle).max(0.0));
+        CoreSeconds {
+            busy: (elapsed - idle - steal).max(0.0),
+            soft_interrupts: (self.soft_interrupts - before.soft_interrupts).max(0.0),
+            steal,
+            idle,
+        }
     }
 }
 
@@ -209,23 +230,16 @@ fn parse_resident_bytes(status: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// `cpu0 user nice system idle iowait irq softirq steal guest guest_nice`; guest time is in user already.
-fn parse_cores(text: &str) -> BTreeMap<usize, CoreSeconds> {
+/// `cpu0 user nice system idle iowait irq softirq steal guest guest_nice`.
+fn parse_cores(text: &str) -> BTreeMap<usize, CoreTimes> {
     let core_of = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let core = words.next()?.strip_prefix("cpu")?.parse().ok()?;
         let ticks: Vec<f64> = words.map_while(|word| word.parse().ok()).collect();
-        let &[user, nice, system, idle, io_wait, interrupts, soft_interrupts, steal, ..] = ticks.as_slice()
-        else {
-            return None;
-        };
-        let seconds = CoreSeconds {
-            busy: (user + nice + system + interrupts + soft_interrupts) / TICKS_PER_SECOND,
-            soft_interrupts: soft_interrupts / TICKS_PER_SECOND,
-            steal: steal / TICKS_PER_SECOND,
-            idle: (idle + io_wait) / TICKS_PER_SECOND,
-        };
-        Some((core, seconds))
+        let &[_, _, _, idle, io_wait, _, soft_interrupts, steal, ..] = ticks.as_slice() else { return None };
+        let seconds = |ticks: f64| ticks / TICKS_PER_SECOND;
+        let (soft_interrupts, steal) = (seconds(soft_interrupts), seconds(steal));
+        Some((core, CoreTimes { soft_interrupts, steal, idle: seconds(idle + io_wait) }))
     };
     text.lines().filter_map(core_of).collect()
 }
@@ -282,7 +296,10 @@ mod tests {
             "cpu  1 2 3\ncpu0 100 10 50 400 30 5 20 7 0 0\ncpu1 1 2 3\ncpu12 0 0 0 0 0 0 0 0 0 0\nintr 5 6\n";
         let cores = parse_cores(text);
         assert_eq!(cores.keys().copied().collect::<Vec<_>>(), [0, 12], "a line cut short is left out");
-        assert_eq!(cores[&0], CoreSeconds { busy: 1.85, soft_interrupts: 0.2, steal: 0.07, idle: 4.3 });
+        assert_eq!(cores[&0], CoreTimes { soft_interrupts: 0.2, steal: 0.07, idle: 4.3 });
+        let later = CoreTimes { soft_interrupts: 0.3, steal: 0.5, idle: 5.0 };
+        let used = later.since(&cores[&0], 2.0);
+        assert!((used.busy - 0.87).abs() < 1e-9 && (used.idle - 0.7).abs() < 1e-9, "{used:?}");
     }
 
     #[test]
