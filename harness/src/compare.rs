@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -289,10 +289,12 @@ impl Floors {
         Target::start_floor(cell, &record.spec, stored, record.server_core, &self.data.join(FLOOR), out)
     }
 
-    /// Removes what the last one wrote.
+    /// Removes what the last one wrote. Emptied first: the kernel lets go of an ended process's ring, and of the files in
+    /// it, some time later, and blocks that are freed then are discarded into the next cell.
     fn clear(&self) -> Result<()> {
         let path = self.data.join(FLOOR);
-        fs::remove_dir_all(&path).with_context(|| path.display().to_string())
+        let emptied = File::create(path.join(FLOOR)).map(drop);
+        emptied.and_then(|()| fs::remove_dir_all(&path)).with_context(|| path.display().to_string())
     }
 }
 
