@@ -4,6 +4,7 @@
 //! tail:      topic | warm-up | measured ............ | answers | consumers reach the end | reconcile
 //! produce:   topic | warm-up | measured ............ | answers | consumers read it all   | reconcile
 //! catch-up:  topic | fill | to disk, out of the cache | measured: consumers reach the end | reconcile
+//! mixed:     the same, and a second topic that producers write and consumers follow meanwhile
 //! ```
 //!
 //! A floor has no topics, keeps nothing of what is produced to it, and catches up on files made beforehand.
@@ -92,6 +93,16 @@ struct Failure {
     error: Rc<RefCell<Option<Error>>>,
 }
 
+/// What there is to catch up on.
+struct Filled {
+    topic: String,
+    /// The number that its records carry.
+    run: u32,
+    produced: Rc<Vec<Produced>>,
+    /// Bytes of batches.
+    bytes: u64,
+}
+
 /// The consumers of a cell.
 struct Readers {
     consumers: Vec<Rc<Consumer>>,
@@ -111,7 +122,8 @@ impl CellRun {
             let work = async {
                 match self.cell.load {
                     Load::Tail | Load::Produce => self.produce(&failure).await,
-                    Load::CatchUp => self.catch_up(&failure).await,
+                    Load::CatchUp | Load::FanOut => self.catch_up(&failure).await,
+                    Load::Mixed => self.mixed(&failure).await,
                 }
             };
             match unless(&watched.happened, work).await {
@@ -121,20 +133,15 @@ impl CellRun {
         })
     }
 
-    /// The topic of this cell.
-    #[must_use]
-    pub fn topic(&self) -> String {
-        if self.made.is_some() { MADE_TOPIC.to_owned() } else { topic_of(&self.cell) }
-    }
-
     /// Producers, with consumers at the tail or after the measured time.
     async fn produce(&self, failure: &Failure) -> Result<CellRecord> {
-        self.create_topic().await?;
+        let topic = topic_of(&self.cell);
+        self.create_topic(&topic).await?;
         let begin_ns = self.ring.now().0 + (WARM_UP_SECONDS * 1e9) as u64;
         let measured = begin_ns..begin_ns + (self.seconds * 1e9) as u64;
         let at_tail = self.cell.load == Load::Tail;
-        let tail_readers = at_tail.then(|| self.start_readers(measured.clone(), failure));
-        let (terms, producing) = self.start_producers(measured.clone(), measured.end, None, failure);
+        let tail_readers = at_tail.then(|| self.start_followers(&topic, measured.clone(), failure));
+        let (terms, producing) = self.start_producers(&topic, measured.clone(), measured.end, None, failure);
 
         self.ring.sleep_until(Moment(measured.start)).await;
         let before = self.sample()?;
@@ -147,15 +154,13 @@ impl CellRun {
         self.note_use(&mut record, &before, &after);
         record.seconds = self.seconds;
 
-        let produced = within(&self.ring, DRAIN_PATIENCE, producing)
-            .await
-            .with_context(|| format!("answers to producers were missing after {DRAIN_PATIENCE:?}"))?;
+        let produced = self.last_answers(producing).await?;
         self.note_produced(&mut record, &produced);
         let (readers, patience) = match tail_readers {
             Some(readers) => (readers, DRAIN_PATIENCE),
             // Nothing can be read back from a floor: it has no log.
             None if self.cell.row.is_floor() => return Ok(record),
-            None => (self.start_readers(0..0, failure), WHOLE_LOG_PATIENCE),
+            None => (self.start_readers(&topic, 1, 0..0, failure), WHOLE_LOG_PATIENCE),
         };
         self.finish_reading(&readers, &end_offsets(&produced), patience, &mut record).await;
         readers.close(&produced, &mut record);
@@ -163,17 +168,62 @@ impl CellRun {
     }
 
     async fn catch_up(&self, failure: &Failure) -> Result<CellRecord> {
-        if let Some(made) = &self.made {
-            return self.read_all(&made.produced, made.bytes, failure).await;
-        }
-        self.create_topic().await?;
-        let (produced, log_bytes) = self.fill(failure).await?;
-        self.read_all(&produced, log_bytes, failure).await
+        let filled = self.fill(failure).await?;
+        let mut record = self.begin_record(&filled.produced);
+        let cached = self.make_cold(&filled)?;
+
+        let before = self.sample()?;
+        let readers = self.start_behind(&filled, before.at_ns, failure);
+        record.bytes_by_step = self.finish_behind(&readers, &filled, &mut record).await;
+        let after = self.sample()?;
+        self.note_use(&mut record, &before, &after);
+        record.residency = self.residency_since(cached, &filled)?;
+        readers.close(&filled.produced, &mut record);
+        Ok(record)
     }
 
-    async fn fill(&self, failure: &Failure) -> Result<(Vec<Produced>, u64)> {
+    /// Those behind are what it lasts as long as; producers and who follows them go on meanwhile.
+    async fn mixed(&self, failure: &Failure) -> Result<CellRecord> {
+        let filled = self.fill(failure).await?;
+        let mut record = self.begin_record(&filled.produced);
+        let cached = self.make_cold(&filled)?;
+        let topic = followed_topic_of(&self.cell);
+        self.create_topic(&topic).await?;
+        let begin_ns = self.ring.now().0 + (WARM_UP_SECONDS * 1e9) as u64;
+        let followers = self.start_followers(&topic, begin_ns..u64::MAX, failure);
+        let (terms, producing) = self.start_producers(&topic, begin_ns..u64::MAX, u64::MAX, None, failure);
+        self.ring.sleep_until(Moment(begin_ns)).await;
+
+        let before = self.sample()?;
+        let followed = followers.terms.received.get();
+        let readers = self.start_behind(&filled, before.at_ns, failure);
+        record.bytes_by_step = self.finish_behind(&readers, &filled, &mut record).await;
+        let after = self.sample()?;
+        let followed = followers.terms.received.get() - followed;
+        terms.until_ns.set(after.at_ns);
+        self.note_use(&mut record, &before, &after);
+        record.residency = self.residency_since(cached, &filled)?;
+
+        let produced = self.last_answers(producing).await?;
+        self.note_produced(&mut record, &produced);
+        self.finish_reading(&followers, &end_offsets(&produced), DRAIN_PATIENCE, &mut record).await;
+        readers.close(&filled.produced, &mut record);
+        let behind = record.consumed_bytes;
+        followers.close(&produced, &mut record);
+        record.consumed_bytes = behind + followed;
+        Ok(record)
+    }
+
+    /// What those behind will read: made beforehand, or written now.
+    async fn fill(&self, failure: &Failure) -> Result<Filled> {
+        if let Some(made) = &self.made {
+            let (topic, run, bytes) = (MADE_TOPIC.to_owned(), made.run, made.bytes);
+            return Ok(Filled { topic, run, bytes, produced: made.produced.clone() });
+        }
+        let topic = topic_of(&self.cell);
+        self.create_topic(&topic).await?;
         let budget = Some(self.spec.catch_up_bytes as u64);
-        let (terms, producing) = self.start_producers(0..0, u64::MAX, budget, failure);
+        let (terms, producing) = self.start_producers(&topic, 0..0, u64::MAX, budget, failure);
         let done = Slot::new(false);
         let filling = async {
             let produced = within(&self.ring, WHOLE_LOG_PATIENCE, producing).await;
@@ -182,57 +232,84 @@ impl CellRun {
         };
         let watching = self.watch("filling", || terms.acknowledged.get(), || done.get());
         let (produced, _) = join(filling, watching).await;
-        Ok((produced?, terms.acknowledged.get()))
+        let (run, bytes) = (self.cell.index, terms.acknowledged.get());
+        Ok(Filled { topic, run, bytes, produced: Rc::new(produced?) })
     }
 
-    /// From disk, by consumers that begin at the beginning.
-    async fn read_all(&self, produced: &[Produced], log_bytes: u64, failure: &Failure) -> Result<CellRecord> {
+    fn begin_record(&self, filled: &[Produced]) -> CellRecord {
         let mut record = CellRecord::empty(self.cell.clone());
-        for (error, count) in produced.iter().flat_map(|produced| &produced.errors) {
+        for (error, count) in filled.iter().flat_map(|produced| &produced.errors) {
             *record.errors.entry(error.clone()).or_default() += count;
         }
-        self.target.borrow_mut().forget_tail()?;
-        let cached = self.drop_from_cache(log_bytes)?;
-
-        let before = self.sample()?;
-        let readers = self.start_readers(before.at_ns..u64::MAX, failure);
-        record.bytes_by_step =
-            self.finish_reading(&readers, &end_offsets(produced), WHOLE_LOG_PATIENCE, &mut record).await;
         record.sample_seconds = STEP.as_secs_f64();
-        let after = self.sample()?;
-        self.note_use(&mut record, &before, &after);
-        record.seconds = (after.at_ns - before.at_ns) as f64 / 1e9;
-        record.residency = match (cached, self.residency(log_bytes)?) {
-            (Some(before), Some(after)) => Some(ResidencyPair { before, after }),
-            _ => None,
-        };
-        readers.close(produced, &mut record);
-        Ok(record)
+        record
     }
 
-    async fn create_topic(&self) -> Result<()> {
+    /// Out of the server's memory and out of the page cache; gives what is left there.
+    fn make_cold(&self, filled: &Filled) -> Result<Option<Residency>> {
+        self.target.borrow_mut().forget_tail()?;
+        for directory in self.directories(&filled.topic)? {
+            drop_logs_from_cache(&directory).context("dropping the log from the page cache")?;
+        }
+        self.residency(filled)
+    }
+
+    fn residency_since(&self, cached: Option<Residency>, filled: &Filled) -> Result<Option<ResidencyPair>> {
+        let pair = cached.zip(self.residency(filled)?);
+        Ok(pair.map(|(before, after)| ResidencyPair { before, after }))
+    }
+
+    fn start_behind(&self, filled: &Filled, from_ns: u64, failure: &Failure) -> Readers {
+        let count = self.cell.load.behind(self.spec.consumers);
+        let terms = self.consumer_terms(&filled.topic, from_ns..u64::MAX);
+        self.start_consumers(terms, filled.run, count, failure)
+    }
+
+    async fn finish_behind(&self, readers: &Readers, filled: &Filled, record: &mut CellRecord) -> Vec<u64> {
+        self.finish_reading(readers, &end_offsets(&filled.produced), WHOLE_LOG_PATIENCE, record).await
+    }
+
+    async fn last_answers(&self, producing: impl Future<Output = Vec<Produced>>) -> Result<Vec<Produced>> {
+        within(&self.ring, DRAIN_PATIENCE, producing)
+            .await
+            .with_context(|| format!("answers to producers were missing after {DRAIN_PATIENCE:?}"))
+    }
+
+    async fn create_topic(&self, topic: &str) -> Result<()> {
         if self.cell.row.is_floor() {
             return Ok(());
         }
         let connection = Connection::open(&self.ring, self.address).await?;
-        connection.create_topic(&self.topic(), self.spec.partitions).await
+        connection.create_topic(topic, self.spec.partitions).await
     }
 
-    fn start_readers(&self, measured: Range<u64>, failure: &Failure) -> Readers {
-        let terms = Rc::new(ConsumerTerms {
+    fn start_followers(&self, topic: &str, measured: Range<u64>, failure: &Failure) -> Readers {
+        let terms = ConsumerTerms { end_to_end: true, ..self.consumer_terms(topic, measured) };
+        let count = self.cell.load.following(self.spec.consumers);
+        self.start_consumers(terms, self.cell.index, count, failure)
+    }
+
+    fn start_readers(&self, topic: &str, count: u32, measured: Range<u64>, failure: &Failure) -> Readers {
+        self.start_consumers(self.consumer_terms(topic, measured), self.cell.index, count, failure)
+    }
+
+    fn consumer_terms(&self, topic: &str, measured: Range<u64>) -> ConsumerTerms {
+        ConsumerTerms {
             address: self.address,
-            topic: self.topic(),
+            topic: topic.to_owned(),
             batch_bytes: self.cell.batch_bytes,
             payload: self.payload.clone(),
             measured,
-            end_to_end: self.cell.load == Load::Tail,
+            end_to_end: false,
             received: Slot::new(0),
             stop: Signal::default(),
-        });
-        let spec = &self.spec;
-        let run = self.made.as_ref().map_or(self.cell.index, |made| made.run);
-        let partitions =
-            (0..spec.partitions).flat_map(|partition| (0..spec.consumers).map(move |_| partition));
+        }
+    }
+
+    /// `count` readers of each partition, whose records carry the number `run`.
+    fn start_consumers(&self, terms: ConsumerTerms, run: u32, count: u32, failure: &Failure) -> Readers {
+        let (terms, spec) = (Rc::new(terms), &self.spec);
+        let partitions = (0..spec.partitions).flat_map(|partition| (0..count).map(move |_| partition));
         let consumers: Vec<Rc<Consumer>> =
             partitions.map(|partition| Rc::new(Consumer::new(partition, run, spec.producers))).collect();
         for consumer in &consumers {
@@ -248,6 +325,7 @@ impl CellRun {
     /// Starts all producers; the future gives what they did, once all are done.
     fn start_producers(
         &self,
+        topic: &str,
         measured: Range<u64>,
         until_ns: u64,
         budget: Option<u64>,
@@ -256,13 +334,13 @@ impl CellRun {
         let spec = &self.spec;
         let terms = Rc::new(ProducerTerms {
             address: self.address,
-            topic: self.topic(),
+            topic: topic.to_owned(),
             run: self.cell.index,
             partitions: spec.partitions,
             window: spec.window,
             batch_bytes: self.cell.batch_bytes,
             measured,
-            until_ns,
+            until_ns: Slot::new(until_ns),
             budget: budget.map(Slot::new),
             payload: self.payload.clone(),
             acknowledged: Slot::new(0),
@@ -359,6 +437,7 @@ impl CellRun {
         if let (Some(before), Some(after)) = (&before.server, &after.server) {
             record.server = after.since(before);
         }
+        record.seconds = (after.at_ns - before.at_ns) as f64 / 1e9;
         record.client = after.client.since(&before.client);
         record.cores = after.machine.since(&before.machine);
     }
@@ -381,18 +460,10 @@ impl CellRun {
         }
     }
 
-    /// Brings the topic's files to disk and out of the page cache; gives what is left there.
-    fn drop_from_cache(&self, log_bytes: u64) -> Result<Option<Residency>> {
-        for directory in self.directories()? {
-            drop_logs_from_cache(&directory).context("dropping the log from the page cache")?;
-        }
-        self.residency(log_bytes)
-    }
-
     /// Files are prepared ahead of what is in them: pages count up to the bytes of the log.
-    fn residency(&self, log_bytes: u64) -> Result<Option<Residency>> {
+    fn residency(&self, filled: &Filled) -> Result<Option<Residency>> {
         let mut whole = Residency::default();
-        for directory in self.directories()? {
+        for directory in self.directories(&filled.topic)? {
             each_log(&directory, &mut |_, file| {
                 let cached = ringlog::sys::residency(file, 0, file.metadata()?.len())?;
                 whole.add(Residency { cached_pages: cached.cached_pages, total_pages: cached.pages });
@@ -400,12 +471,12 @@ impl CellRun {
             })
             .context("asking what the page cache holds of the log")?;
         }
-        whole.total_pages = whole.total_pages.min(log_bytes.div_ceil(4096)).max(whole.cached_pages);
+        whole.total_pages = whole.total_pages.min(filled.bytes.div_ceil(4096)).max(whole.cached_pages);
         Ok((whole.total_pages > 0).then_some(whole))
     }
 
-    /// Directories below the server's that belong to this cell's topic.
-    fn directories(&self) -> Result<Vec<PathBuf>> {
+    /// Directories below the server's that belong to a topic.
+    fn directories(&self, topic: &str) -> Result<Vec<PathBuf>> {
         let Some(data_dir) = &self.data_dir else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         let mut open = vec![data_dir.clone()];
@@ -415,7 +486,7 @@ impl CellRun {
                 let path = entry?.path();
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
                 if path.is_dir() {
-                    let ours = name.starts_with(&self.topic()) && !name.ends_with("deleted");
+                    let ours = name.starts_with(topic) && !name.ends_with("deleted");
                     if ours { found.push(path) } else { open.push(path) }
                 }
             }
@@ -428,6 +499,12 @@ impl CellRun {
 #[must_use]
 pub fn topic_of(cell: &Cell) -> String {
     format!("cell-{:05}", cell.index)
+}
+
+/// A second one, where some follow producers while others catch up.
+#[must_use]
+pub fn followed_topic_of(cell: &Cell) -> String {
+    format!("followed-{:05}", cell.index)
 }
 
 impl Failure {

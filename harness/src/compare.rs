@@ -23,7 +23,7 @@ use ringlog::transfer::CopyProfile;
 use ringlog::{Egress, Ingress};
 use serde_json::Value;
 
-use crate::cell::{CellRun, topic_of};
+use crate::cell::{CellRun, followed_topic_of, topic_of};
 use crate::environment::{Environment, allowed_cores, let_disk_settle};
 use crate::floor::stored::{Made, make};
 use crate::floor::validity::Validity;
@@ -170,7 +170,7 @@ fn run_cells(
             None => bail!("cell {cell} is of no row"),
         };
         let made = floors.made.get(&cell.batch_bytes).filter(|_| cell.row.is_floor());
-        let made = made.filter(|_| cell.load == Load::CatchUp).cloned();
+        let made = made.filter(|_| cell.load.catches_up()).cloned();
         let start_seconds = begun.elapsed().as_secs_f64();
         let run = CellRun {
             ring: ring.clone(),
@@ -215,6 +215,9 @@ fn run_cells(
             floors.clear()?;
         } else {
             target.borrow_mut().delete_topic(&topic_of(&cell))?;
+            if cell.load == Load::Mixed {
+                target.borrow_mut().delete_topic(&followed_topic_of(&cell))?;
+            }
         }
         record.save_hlog(out, &measured)?;
         progress.borrow_mut().finish_cell(&measured);
@@ -272,7 +275,7 @@ impl Floors {
     fn make(record: &RunRecord, payload: &Payload, data: &Path) -> Result<Floors> {
         let mut made = BTreeMap::new();
         let floors = || record.plan.cells.iter().filter(|cell| cell.row.is_floor());
-        for cell in floors().filter(|cell| cell.load == Load::CatchUp) {
+        for cell in floors().filter(|cell| cell.load.catches_up()) {
             if let Entry::Vacant(place) = made.entry(cell.batch_bytes) {
                 let directory = data.join(format!("made-{}", cell.batch_bytes));
                 let identity = (cell.index, record.plan.seed);
@@ -284,7 +287,7 @@ impl Floors {
     }
 
     fn start(&self, cell: &Cell, record: &RunRecord, out: &Path) -> Result<Target> {
-        let made = self.made.get(&cell.batch_bytes).filter(|_| cell.load == Load::CatchUp);
+        let made = self.made.get(&cell.batch_bytes).filter(|_| cell.load.catches_up());
         let stored = made.map(|made| made.directory.as_path());
         Target::start_floor(cell, &record.spec, stored, record.server_core, &self.data.join(FLOOR), out)
     }

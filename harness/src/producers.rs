@@ -53,7 +53,7 @@ pub struct ProducerTerms {
     /// What is counted: requests that were meant to leave within, on the load's clock.
     pub measured: std::ops::Range<u64>,
     /// When producers end, on the same clock.
-    pub until_ns: u64,
+    pub until_ns: Cell<u64>,
     /// Bytes still to be sent, for loads that end by bytes; all producers take from it.
     pub budget: Option<Cell<u64>>,
     /// The values.
@@ -180,15 +180,15 @@ impl Slot {
 impl Producer {
     async fn send_requests(&self, index: u32, mut keys: Keys, mut arrivals: Option<Arrivals>) -> Result<()> {
         let mut frame = GappedFrame::with_capacity(BATCH_AT, 1);
-        let end_ns = self.terms.until_ns;
+        let end_ns = || self.terms.until_ns.get();
         loop {
             let scheduled_ns = arrivals.as_ref().map(Arrivals::peek);
-            if let Some(intended_ns) = scheduled_ns.filter(|&at| at < end_ns && at > self.ring.now().0) {
+            if let Some(intended_ns) = scheduled_ns.filter(|&at| at < end_ns() && at > self.ring.now().0) {
                 self.ring.sleep_until(Moment(intended_ns)).await;
             }
             self.free_slot().await;
             let now = self.ring.now().0;
-            if self.done_sending.get() || now >= end_ns || scheduled_ns.is_some_and(|at| at >= end_ns) {
+            if self.done_sending.get() || now >= end_ns() || scheduled_ns.is_some_and(|at| at >= end_ns()) {
                 break;
             }
             if let Some(arrivals) = &mut arrivals {
@@ -201,7 +201,7 @@ impl Producer {
             self.connection.send(request).await?;
         }
         if let Some(arrivals) = arrivals {
-            self.produced.borrow_mut().lateness.never_sent += arrivals.due(end_ns.saturating_sub(1));
+            self.produced.borrow_mut().lateness.never_sent += arrivals.due(end_ns().saturating_sub(1));
         }
         Ok(())
     }

@@ -143,12 +143,14 @@ impl CellRecord {
         }
     }
 
-    /// The bytes that the cell is about: consumed when catching up, produced otherwise.
+    /// The bytes that the cell is about: consumed where some catch up, produced otherwise.
     #[must_use]
     pub fn payload_bytes(&self) -> u64 {
         match self.cell.load {
             crate::spec::Load::Tail | crate::spec::Load::Produce => self.produced_bytes,
-            crate::spec::Load::CatchUp => self.consumed_bytes,
+            crate::spec::Load::CatchUp | crate::spec::Load::FanOut | crate::spec::Load::Mixed => {
+                self.consumed_bytes
+            }
         }
     }
 

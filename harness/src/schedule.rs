@@ -34,8 +34,8 @@ pub const WARM_UP_SECONDS: f64 = 0.15;
 const SERVER_SECONDS: f64 = 0.06;
 /// Filling a log for a catch-up cell, bringing it to disk and reading it back: an estimate, for the plan only.
 const FILL_AND_READ_BYTES_PER_SECOND: f64 = 0.8e9;
-/// Reading what was made once: an estimate, for the plan only.
-const FLOOR_READ_BYTES_PER_SECOND: f64 = 1.5e9;
+/// Reading what is there already: an estimate, for the plan only.
+const READ_BYTES_PER_SECOND: f64 = 1.5e9;
 
 /// One measurement: what runs, and how.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -99,7 +99,7 @@ impl Plan {
         let share = |cell: &Cell| if every_second(cell) { 0.5 } else { 1.0 };
         let overhead: f64 = block.iter().map(|cell| share(cell) * overhead_seconds(spec, cell)).sum();
         // A catch-up cell takes as long as its bytes take.
-        let timed: f64 = block.iter().filter(|cell| cell.load.produces()).map(share).sum();
+        let timed: f64 = block.iter().filter(|cell| cell.load.is_timed()).map(share).sum();
         let (blocks, seconds) = fit(spec, timed, overhead);
         let mut random = fastrand::Rng::with_seed(seed);
         let mut cells = Vec::with_capacity(block.len() * blocks as usize);
@@ -174,8 +174,9 @@ fn cells_of_a_block(spec: &RunSpec) -> Vec<Cell> {
                 kind,
                 pace,
             };
-            cells.extend(spec.loads.iter().map(|&load| cell(load, CellKind::Throughput, spec.rate)));
-            if let Some(load) = spec.loads.iter().copied().find(|load| load.produces()) {
+            cells
+                .extend(spec.loads.iter().map(|&load| cell(load, CellKind::Throughput, pace_of(spec, load))));
+            if let Some(load) = spec.loads.iter().copied().find(|load| load.is_timed()) {
                 cells.push(cell(load, CellKind::Latency, Pace::Rate(spec.fixed_rate)));
             }
         }
@@ -187,15 +188,23 @@ fn cells_of_a_block(spec: &RunSpec) -> Vec<Cell> {
     cells
 }
 
+/// Producers beside those who catch up leave them the most of the machine, unless a rate is asked for.
+#[must_use]
+pub fn pace_of(spec: &RunSpec, load: Load) -> Pace {
+    match spec.rate {
+        Pace::Saturation if load == Load::Mixed => Pace::Rate(spec.fixed_rate),
+        pace => pace,
+    }
+}
+
 /// The floors of all rows, each once.
 fn floors_of_a_block(spec: &RunSpec) -> Vec<Cell> {
     let mut cells: Vec<Cell> = Vec::new();
     for &batch_bytes in &spec.batch_bytes {
         for &load in &spec.loads {
             for row in spec.rows.iter().map(|row| row.floor(load)) {
-                let kind = CellKind::Throughput;
-                let cell =
-                    Cell { index: 0, block: 0, row, again: false, load, batch_bytes, kind, pace: spec.rate };
+                let (kind, pace) = (CellKind::Throughput, pace_of(spec, load));
+                let cell = Cell { index: 0, block: 0, row, again: false, load, batch_bytes, kind, pace };
                 if !cells.contains(&cell) {
                     cells.push(cell);
                 }
@@ -206,12 +215,14 @@ fn floors_of_a_block(spec: &RunSpec) -> Vec<Cell> {
 }
 
 fn overhead_seconds(spec: &RunSpec, cell: &Cell) -> f64 {
-    let fill = match cell.load {
-        Load::Tail | Load::Produce => 0.0,
+    let bytes = spec.catch_up_bytes as f64;
+    let (filled, read) = match cell.load {
+        Load::Tail | Load::Produce => (0.0, 0.0),
         // Filled once, and read each time.
-        Load::CatchUp if cell.row.is_floor() => spec.catch_up_bytes as f64 / FLOOR_READ_BYTES_PER_SECOND,
-        Load::CatchUp => spec.catch_up_bytes as f64 / FILL_AND_READ_BYTES_PER_SECOND,
+        load if cell.row.is_floor() => (0.0, bytes * f64::from(load.behind(1))),
+        load => (bytes, bytes * f64::from(load.behind(1) - 1)),
     };
+    let fill = filled / FILL_AND_READ_BYTES_PER_SECOND + read / READ_BYTES_PER_SECOND;
     SERVER_SECONDS + WARM_UP_SECONDS + fill
 }
 
@@ -305,5 +316,18 @@ mod tests {
             plan.cells.iter().all(|cell| cell.kind == CellKind::Throughput),
             "no producers, no produce latency"
         );
+    }
+
+    #[test]
+    fn producers_beside_those_who_catch_up_keep_to_a_rate() {
+        let plan = Plan::new(&spec("--loads fan-out,mixed --blocks 1"), 1, true);
+        let fixed = Pace::Rate(spec("").fixed_rate);
+        for cell in &plan.cells {
+            assert_eq!(cell.pace == fixed, cell.load == Load::Mixed, "{cell}");
+        }
+        let plan = Plan::new(&spec("--loads mixed --rate 70MB/s --blocks 1"), 1, true);
+        assert!(plan.cells.iter().all(|cell| cell.pace.to_string() == "70 MB/s"), "{}", plan.cells[0]);
+        let floors = plan.cells.iter().filter(|cell| cell.row.is_floor()).count();
+        assert_eq!(floors, 6, "copy, sendfile, and direct for what sends memory, at two batch sizes");
     }
 }

@@ -23,7 +23,8 @@ pub struct RunSpec {
     /// Ways of moving bytes to compare, as ingress+egress
     #[arg(long, value_delimiter = ',', default_values = ["buffered+copy", "buffered+sendfile", "copy+tail"])]
     pub rows: Vec<Pair>,
-    /// Loads to compare them on: consumers at the tail, catching up from disk, or producers alone
+    /// Loads to compare them on: consumers at the tail, catching up from disk, many on the same range, both at once, or
+    /// producers alone
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["tail", "catch-up"])]
     pub loads: Vec<Load>,
     /// Partitions of the topic
@@ -111,6 +112,10 @@ pub enum Load {
     Tail,
     /// From the beginning, out of files dropped from the page cache, with no producer.
     CatchUp,
+    /// The same by eight times as many consumers, all from the beginning at once.
+    FanOut,
+    /// Some catch up while others follow producers of another topic, which go on at the fixed rate.
+    Mixed,
     /// Not while it is measured: producers alone, and everything is read back and verified afterwards.
     Produce,
 }
@@ -168,8 +173,8 @@ impl Pair {
         let egress = match load {
             Load::Tail | Load::Produce => FLOOR_MEMORY,
             // What sends memory catches up past the page cache.
-            Load::CatchUp if self.egress == "tail" => "direct",
-            Load::CatchUp => &self.egress,
+            Load::CatchUp | Load::FanOut | Load::Mixed if self.egress == "tail" => "direct",
+            Load::CatchUp | Load::FanOut | Load::Mixed => &self.egress,
         };
         Pair { ingress: FLOOR.to_owned(), egress: egress.to_owned() }
     }
@@ -179,10 +184,40 @@ impl Load {
     /// Whether producers run while it is measured.
     #[must_use]
     pub fn produces(self) -> bool {
+        matches!(self, Load::Tail | Load::Produce | Load::Mixed)
+    }
+
+    /// Whether it lasts as long as it is told to; the others, until everything is read.
+    #[must_use]
+    pub fn is_timed(self) -> bool {
         matches!(self, Load::Tail | Load::Produce)
+    }
+
+    /// Whether there are consumers that begin at the beginning, out of files.
+    #[must_use]
+    pub fn catches_up(self) -> bool {
+        !self.is_timed()
+    }
+
+    /// Consumers of each partition that catch up, when `consumers` are asked for.
+    #[must_use]
+    pub fn behind(self, consumers: u32) -> u32 {
+        match self {
+            Load::Tail | Load::Produce => 0,
+            Load::CatchUp | Load::Mixed => consumers,
+            Load::FanOut => consumers * FAN_OUT,
+        }
+    }
+
+    /// Consumers of each partition that follow the producers, when `consumers` are asked for.
+    #[must_use]
+    pub fn following(self, consumers: u32) -> u32 {
+        if matches!(self, Load::Tail | Load::Mixed) { consumers } else { 0 }
     }
 }
 
+/// How many times `--consumers` read each partition at once in the fan-out load.
+pub const FAN_OUT: u32 = 8;
 /// More connections than this do not fit a process's usual limit of descriptors, server's and load's.
 pub const CONNECTIONS_MAX: u32 = 4096;
 /// More requests in flight on a connection than any Kafka client has.
@@ -281,14 +316,17 @@ impl RunSpec {
         refuse_when(self.window > WINDOW_MAX, || {
             format!("--window {}: at most {WINDOW_MAX} requests are in flight on a connection", self.window)
         })?;
-        let connections = u64::from(self.producers) + u64::from(self.partitions) * u64::from(self.consumers);
-        refuse_when(connections > u64::from(CONNECTIONS_MAX), || {
+        for load in &self.loads {
             let RunSpec { producers, partitions, consumers, .. } = self;
-            format!(
-                "--producers {producers} and --partitions {partitions} x --consumers {consumers} are {connections} \
-                 connections, more than {CONNECTIONS_MAX}"
-            )
-        })?;
+            let readers = load.behind(*consumers) + load.following(*consumers).max(1);
+            let connections = u64::from(*producers) + u64::from(*partitions) * u64::from(readers);
+            refuse_when(connections > u64::from(CONNECTIONS_MAX), || {
+                format!(
+                    "--producers {producers} and --partitions {partitions} x --consumers {consumers} are {connections} \
+                     connections in the {load} load, more than {CONNECTIONS_MAX}"
+                )
+            })?;
+        }
         if let Some(keys) = self.keys.count() {
             refuse_when(keys < u64::from(self.partitions), || {
                 let RunSpec { keys, partitions, .. } = self;
@@ -331,7 +369,8 @@ impl RunSpec {
                     limits.batch_bytes_max
                 )
             })?;
-            refuse_when(self.loads.contains(&Load::CatchUp) && self.catch_up_bytes < batch_bytes, || {
+            let catches_up = self.loads.iter().any(|load| load.catches_up());
+            refuse_when(catches_up && self.catch_up_bytes < batch_bytes, || {
                 format!(
                     "--catch-up-bytes {} holds no batch of --batch-bytes {batch_bytes}",
                     self.catch_up_bytes
@@ -394,6 +433,8 @@ impl fmt::Display for Load {
         f.write_str(match self {
             Load::Tail => "tail",
             Load::CatchUp => "catch-up",
+            Load::FanOut => "fan-out",
+            Load::Mixed => "mixed",
             Load::Produce => "produce",
         })
     }

@@ -57,7 +57,7 @@ pub fn summary(record: &RunRecord) -> String {
                     row.name, record.spec.fixed_rate,
                 );
             }
-            if !section.produces {
+            if section.catches_up {
                 let _ = writeln!(text, "  {:<20} in page cache before to after: {}", row.name, row.residency);
             }
         }

@@ -11,7 +11,7 @@ use crate::intervals::chart;
 use crate::plot::row_colour;
 use crate::record::{CellRecord, RunRecord};
 use crate::recorder::{Latencies, Recorder};
-use crate::schedule::CellKind;
+use crate::schedule::{CellKind, pace_of};
 use crate::spec::{Load, Pair};
 use crate::units::{binary_bytes, nanoseconds, three_digits};
 use crate::verify::Findings;
@@ -53,6 +53,8 @@ pub struct Section {
     pub explanation: String,
     /// Whether producers ran.
     pub produces: bool,
+    /// Whether there are consumers that begin at the beginning, out of files.
+    pub catches_up: bool,
     /// Rows as the user named them.
     pub rows: Vec<RowLine>,
     /// What they are held against: the machine without a log.
@@ -271,6 +273,8 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
     let rows = record.spec.rows.iter().enumerate().map(|(index, row)| {
         let throughput = of_row(row, CellKind::Throughput);
         let latency = of_row(row, CellKind::Latency);
+        // Its producers have a rate.
+        let latency = if load == Load::Mixed { throughput.clone() } else { latency };
         let all: Vec<&CellRecord> = throughput.iter().chain(&latency).copied().collect();
         RowLine {
             name: row.to_string(),
@@ -308,12 +312,23 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
             counted(spec.partitions, "partition"),
             spec.ack,
         ),
-        Load::CatchUp => format!(
+        Load::CatchUp | Load::FanOut => format!(
             "{} MB written beforehand over {} and dropped from the page cache, then read from the beginning by {} for \
              each partition, with no producer. GB and MB/s are of batches received.",
             spec.catch_up_bytes / 1_000_000,
             counted(spec.partitions, "partition"),
-            counted(spec.consumers, "consumer"),
+            counted(load.behind(spec.consumers), "consumer"),
+        ),
+        Load::Mixed => format!(
+            "{} MB written beforehand over {} and dropped from the page cache, then read from the beginning by {} for \
+             each partition, while {} send {} to as many partitions of another topic, each followed by {} at its end. GB \
+             and MB/s are of batches received, by both. The latency is the producers'.",
+            spec.catch_up_bytes / 1_000_000,
+            counted(spec.partitions, "partition"),
+            counted(load.behind(spec.consumers), "consumer"),
+            counted(spec.producers, "producer connection"),
+            pace_of(spec, load),
+            counted(load.following(spec.consumers), "consumer"),
         ),
     };
     let mut floors: Vec<FloorLine> = Vec::new();
@@ -348,6 +363,7 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
         title: format!("{load}, batches up to {}", binary_bytes(batch_bytes as u64)),
         explanation,
         produces: load.produces(),
+        catches_up: load.catches_up(),
         rows: rows.collect(),
         floors,
     }
@@ -443,8 +459,8 @@ fn copies(record: &RunRecord, row: &Pair, load: Load) -> String {
     let (ingress, egress) =
         (declared(format!("ingress/{}", row.ingress)), declared(format!("egress/{}", row.egress)));
     match load {
-        Load::Tail => format!("in {ingress}, out {egress}"),
-        Load::CatchUp => format!("out {egress}"),
+        Load::Tail | Load::Mixed => format!("in {ingress}, out {egress}"),
+        Load::CatchUp | Load::FanOut => format!("out {egress}"),
         Load::Produce => format!("in {ingress}"),
     }
 }

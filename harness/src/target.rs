@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 use crate::handicap;
 use crate::recorder::Latencies;
 use crate::schedule::Cell;
-use crate::spec::{Load, Pair, RunSpec};
+use crate::spec::{Pair, RunSpec};
 
 /// The largest batch that a child takes.
 pub const BATCH_BYTES_MAX: usize = 16 << 20;
@@ -114,7 +114,7 @@ impl Target {
         data_dir: &Path,
         logs: &Path,
     ) -> Result<Target> {
-        let consumers = if cell.load == Load::Tail { spec.consumers } else { 0 };
+        let consumers = cell.load.following(spec.consumers);
         let in_flight = u64::from(spec.producers) * u64::from(spec.window) * cell.batch_bytes as u64;
         let numbers = [u64::from(spec.partitions), u64::from(consumers), in_flight].map(|n| n.to_string());
         let [partitions, consumers, in_flight] = &numbers;

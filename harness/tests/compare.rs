@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use ringlog_harness::record::RunRecord;
+use ringlog_harness::spec::Load;
 
 fn harness(words: &str, out: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringlog-harness"));
@@ -55,6 +56,24 @@ fn what_producers_alone_wrote_is_read_back_and_verified() {
         let received = cell.findings.records;
         let (least, most) = if cell.cell.row.is_floor() { (0, 0) } else { (cell.produced_records, u64::MAX) };
         assert!((least..=most).contains(&received), "{}: {received} of {least}", cell.cell);
+    }
+    assert!(said.contains("0 lost, 0 duplicate, 0 reordered, 0 corrupt"), "{said}");
+}
+
+#[test]
+fn many_read_one_range_and_some_catch_up_while_others_follow() {
+    let out = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let words = "--rows copy+tail,buffered+sendfile --loads fan-out,mixed --batch-bytes 64KiB --blocks 1 \
+                 --catch-up-bytes 8MiB --partitions 2";
+    let said = text(&harness(&words.split_whitespace().collect::<Vec<_>>().join(" "), out.path()));
+    let record = RunRecord::load(out.path()).unwrap_or_else(|error| panic!("{error:#}\n{said}"));
+    assert!(record.complete, "{said}");
+    for cell in &record.cells {
+        let readers = if cell.cell.load == Load::FanOut { 8 } else { 1 };
+        assert!(cell.consumed_bytes >= readers * 8_000_000, "{}: {} bytes", cell.cell, cell.consumed_bytes);
+        assert!(cell.findings.are_clean() && cell.errors.is_empty(), "{}: {:?}", cell.cell, cell.findings);
+        let follows = cell.cell.load == Load::Mixed;
+        assert_eq!(follows, cell.produced_bytes > 0, "{}: {} bytes produced", cell.cell, cell.produced_bytes);
     }
     assert!(said.contains("0 lost, 0 duplicate, 0 reordered, 0 corrupt"), "{said}");
 }

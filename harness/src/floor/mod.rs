@@ -37,7 +37,7 @@ use crate::spec::FLOOR;
 use disk::Disk;
 use egress::Way;
 use memory::Memory;
-use stored::Stored;
+use stored::{MADE_TOPIC, Stored};
 
 /// Written at a time, and answered at most at a time.
 pub const UNIT_BYTES: usize = 1 << 20;
@@ -82,7 +82,7 @@ struct Floor {
     ring: Ring,
     disk: Rc<Disk>,
     memory: Memory,
-    /// Files to read, where the load only reads.
+    /// Files to read, where somebody catches up.
     stored: Option<(Stored, Way)>,
     connections: Cell<u64>,
 }
@@ -187,10 +187,10 @@ impl Floor {
             if known >= 4 && whole.is_some_and(|whole| whole <= known) {
                 let asked = Asked::read(&request[4..known])?;
                 match &self.stored {
-                    Some((stored, way)) => {
+                    Some((stored, way)) if asked.topic == MADE_TOPIC => {
                         egress::answer(self, stored, *way, socket, &asked, &mut answer, &mut ahead).await?;
                     }
-                    None => self.memory.answer(&self.ring, socket, reader, &asked, &mut answer).await?,
+                    _ => self.memory.answer(&self.ring, socket, reader, &asked, &mut answer).await?,
                 }
                 known = 0;
             }

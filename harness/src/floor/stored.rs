@@ -32,7 +32,7 @@ pub struct Made {
     /// The run number that their records carry.
     pub run: u32,
     /// As if producers had sent it and been answered.
-    pub produced: Vec<Produced>,
+    pub produced: Rc<Vec<Produced>>,
     /// Bytes of batches.
     pub bytes: u64,
 }
@@ -109,7 +109,7 @@ pub fn make(
         fs::write(path.with_file_name(BATCHES), serde_json::to_vec(&batches)?)
             .with_context(|| path.display().to_string())?;
     }
-    Ok(Made { directory: directory.to_owned(), run, produced, bytes })
+    Ok(Made { directory: directory.to_owned(), run, produced: Rc::new(produced), bytes })
 }
 
 /// The files as the floor has them open.
