@@ -169,6 +169,7 @@ impl Pair {
             Load::Tail | Load::Produce => FLOOR_MEMORY,
             // What sends memory catches up past the page cache.
             Load::CatchUp if self.egress == "tail" => "direct",
+            Load::CatchUp if self.egress == "tail_zc" => "direct_zc",
             Load::CatchUp => &self.egress,
         };
         Pair { ingress: FLOOR.to_owned(), egress: egress.to_owned() }
