@@ -209,6 +209,7 @@ fn run_cells(
         // Of producers alone nothing went out while it was measured.
         if cell.load != Load::Produce {
             measured.notes.extend(fallback(&before, &measured.server_counters, &cell.row.egress));
+            measured.notes.extend(late_copies(&before, &measured.server_counters));
         }
         if cell.row.is_floor() {
             target.borrow_mut().stop()?;
@@ -324,6 +325,15 @@ fn fallback(before: &Value, after: &Value, egress: &str) -> Option<String> {
     (others > 0).then(|| format!("{percent:.0} % of {egress} was carried by another egress"))
 }
 
+/// What was sent without a copy and copied by the kernel after all is said: on loopback that is everything.
+fn late_copies(before: &Value, after: &Value) -> Option<String> {
+    let counted = |counters: &Value, name: &str| counters.get("zero_copy")?.get(name)?.as_u64();
+    let grown = |name: &str| Some(counted(after, name)?.saturating_sub(counted(before, name)?));
+    let (copied, sent) = (grown("copied_bytes")?, grown("sent_bytes")?);
+    let percent = 100.0 * copied as f64 / sent.max(1) as f64;
+    (copied > 0).then(|| format!("{percent:.0} % of what was sent without a copy the kernel copied late"))
+}
+
 impl DataDirectory {
     fn create(spec: &RunSpec, out: &Path) -> Result<DataDirectory> {
         // In a directory of the user's, one of our own: nothing of theirs is ever removed.
@@ -396,6 +406,16 @@ fn declared() -> BTreeMap<String, DeclaredCopies> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_that_the_kernel_made_late_are_said() {
+        let counted = |copied: u64, sent: u64| serde_json::json!({"zero_copy": {"copied_bytes": copied, "sent_bytes": sent}});
+        let said = late_copies(&counted(10, 100), &counted(85, 200)).unwrap();
+        assert!(said.starts_with("75 %"), "{said}");
+        assert_eq!(late_copies(&counted(10, 100), &counted(10, 200)), None);
+        // A target that is not ours counts nothing.
+        assert_eq!(late_copies(&Value::Null, &Value::Null), None);
+    }
 
     #[test]
     fn runs_of_the_same_second_have_directories_of_their_own() {

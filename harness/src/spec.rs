@@ -173,8 +173,11 @@ impl Pair {
         let egress = match load {
             Load::Tail | Load::Produce => FLOOR_MEMORY,
             // What sends memory catches up past the page cache.
-            Load::CatchUp | Load::FanOut | Load::Mixed if self.egress == "tail" => "direct",
-            Load::CatchUp | Load::FanOut | Load::Mixed => &self.egress,
+            Load::CatchUp | Load::FanOut | Load::Mixed => match &self.egress[..] {
+                "tail" => "direct",
+                "tail_zc" => "direct_zc",
+                egress => egress,
+            },
         };
         Pair { ingress: FLOOR.to_owned(), egress: egress.to_owned() }
     }

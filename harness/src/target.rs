@@ -390,11 +390,13 @@ fn say(line: &str) {
 fn described(counters: &EngineCounters) -> Value {
     let ring = counters.shard.ring;
     let arena = counters.shard.arena;
+    let zero_copy = counters.shard.zero_copy;
     let egress = counters.egress.iter().map(|(egress, counted)| {
         let counted = json!({
             "bytes": counted.bytes,
             "fallback_bytes": counted.fallback_bytes,
             "sends": counted.sends,
+            "plain_sends": counted.plain_sends,
             "cold_reads": counted.cold_reads,
         });
         (egress.name().to_owned(), counted)
@@ -413,6 +415,16 @@ fn described(counters: &EngineCounters) -> Value {
             "longest_tick_ns": ring.longest_tick_nanos,
             "arena_mapped_bytes": arena.mapped_bytes,
             "arena_registered_bytes": arena.registered_bytes,
+        },
+        "zero_copy": {
+            "sends": zero_copy.sends,
+            "sent_bytes": zero_copy.sent_bytes,
+            "copied_sends": zero_copy.copied_sends,
+            "copied_bytes": zero_copy.copied_bytes,
+            "full_sends": zero_copy.full_sends,
+            "refused_sends": zero_copy.refused_sends,
+            "unreleased_bytes": zero_copy.unreleased_bytes,
+            "unreleased_bytes_most": zero_copy.unreleased_bytes_most,
         },
         "egress": egress.collect::<serde_json::Map<_, _>>(),
     })

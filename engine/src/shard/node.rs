@@ -86,6 +86,12 @@ impl Node {
                  the page cache goes through it"
             );
         }
+        if config.egress.is_zero_copy() && !ring.sends_zero_copy() {
+            let egress = config.egress;
+            tracing::warn!(
+                "this kernel has no zero-copy sends (they came with Linux 6.0): egress {egress} copies"
+            );
+        }
         let flushes = ring.flushes(&dir).await?;
         if let Flushes::ReachBut(words) = &flushes {
             tracing::warn!("{words}");

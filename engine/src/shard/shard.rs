@@ -21,7 +21,7 @@ use super::retention;
 use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
-use crate::sys::{ArenaUse, Flushes, Ring, RingCounters};
+use crate::sys::{ArenaUse, Flushes, Ring, RingCounters, ZeroCopyUse};
 use crate::transfer::{Piece, SharedPiece, Staged, TransferCounters};
 use crate::types::{PartitionId, ShardId, TopicId};
 
@@ -93,6 +93,8 @@ pub(super) struct Common {
 pub struct ShardCounters {
     /// At its ring.
     pub ring: RingCounters,
+    /// What zero-copy sends came to.
+    pub zero_copy: ZeroCopyUse,
     /// Its memory.
     pub arena: ArenaUse,
     /// Memory of the tail caches.
@@ -324,6 +326,7 @@ impl Shard {
         let common = &self.0.common;
         ShardCounters {
             ring: common.ring.counters(),
+            zero_copy: common.ring.zero_copy(),
             arena: common.ring.arena().usage(),
             tail_cache_bytes: common.cached_bytes.get(),
             ingress_bytes: common.transfers.ingress_bytes.get(),

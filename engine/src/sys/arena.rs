@@ -25,6 +25,9 @@ pub const LEASE_BYTES_MAX: usize = BLOCK_CLASSES[BLOCK_CLASSES.len() - 1];
 const CHUNK_ALIGN: usize = 2 << 20;
 /// Bytes mapped at once for a class of small blocks.
 const CHUNK_BYTES_MIN: usize = 2 << 20;
+/// Of the budget, one part in so many may be lent to sends that have no copy of their own. What is lent comes back at the
+/// pace of peers, whatever the shard needs; three quarters stay its own.
+const LENT_PART: u64 = 4;
 
 /// One shard's memory. Leases outlive it safely; only its owner can take new ones.
 pub struct Arena {
@@ -43,6 +46,8 @@ struct Shared {
     mapped_bytes: AtomicU64,
     leased_bytes: AtomicU64,
     registered_bytes: AtomicU64,
+    /// Bytes of blocks that are lent at least once.
+    lent_bytes: AtomicU64,
     bytes_max: u64,
 }
 
@@ -77,6 +82,8 @@ struct Block {
     fixed: AtomicU32,
     /// Leases on this block. The block is in the free list exactly while this is zero.
     leases: AtomicU32,
+    /// Of these, leases that are lent.
+    lent: AtomicU32,
     /// Keeps the arena's memory mapped while the block is leased: a strong count of this `Arc`.
     home: *const Shared,
 }
@@ -109,6 +116,9 @@ pub struct Lease {
     end: u32,
 }
 
+/// A lease that the kernel reads from until it says otherwise: its block counts against what may be lent.
+pub(crate) struct LentLease(Lease);
+
 /// How much memory an arena holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ArenaUse {
@@ -118,6 +128,8 @@ pub struct ArenaUse {
     pub leased_bytes: u64,
     /// Bytes registered with the ring as fixed buffers.
     pub registered_bytes: u64,
+    /// Bytes of blocks that zero-copy sends keep from being used again; at most a quarter of the budget.
+    pub lent_bytes: u64,
     /// The budget.
     pub bytes_max: u64,
 }
@@ -134,6 +146,7 @@ impl Arena {
             mapped_bytes: AtomicU64::new(0),
             leased_bytes: AtomicU64::new(0),
             registered_bytes: AtomicU64::new(0),
+            lent_bytes: AtomicU64::new(0),
             bytes_max,
         };
         Arena { shared: Arc::new(shared), chunk_count: Cell::new(0) }
@@ -189,6 +202,7 @@ impl Arena {
             class: class as u8,
             fixed: AtomicU32::new(fixed.map_or(u32::MAX, u32::from)),
             leases: AtomicU32::new(0),
+            lent: AtomicU32::new(0),
             home,
         };
         chunk.blocks = (0..chunk.bytes / block_bytes).map(block_at).collect();
@@ -223,6 +237,7 @@ impl Arena {
             class: class as u8,
             fixed: AtomicU32::new(fixed),
             leases: AtomicU32::new(0),
+            lent: AtomicU32::new(0),
             home: header.home,
         };
         let blocks: Box<[Block]> = (0..BLOCK_CLASSES[larger] / block_bytes).map(block_at).collect();
@@ -249,6 +264,7 @@ impl Arena {
             mapped_bytes: self.shared.mapped_bytes.load(Ordering::Relaxed),
             leased_bytes: self.shared.leased_bytes.load(Ordering::Relaxed),
             registered_bytes: self.shared.registered_bytes.load(Ordering::Relaxed),
+            lent_bytes: self.shared.lent_bytes.load(Ordering::Relaxed),
             bytes_max: self.shared.bytes_max,
         }
     }
@@ -321,6 +337,12 @@ impl BlockRef {
     fn header(&self) -> &Block {
         // SAFETY: a lease holds a strong count of `Shared`, which owns the chunk that this points into.
         unsafe { self.0.as_ref() }
+    }
+
+    /// The arena it belongs to.
+    fn home(&self) -> &Shared {
+        // SAFETY: the lease that holds this holds a strong count of `Shared`, taken by `try_lease`.
+        unsafe { &*self.header().home }
     }
 
     fn acquire(self) -> BlockRef {
@@ -463,6 +485,43 @@ impl Lease {
     pub(crate) fn fixed(&self) -> Option<u16> {
         self.block.fixed()
     }
+
+    /// The registered buffer that covers it, if it is `arena`'s: indexes of another ring's mean nothing to this one.
+    pub(crate) fn fixed_in(&self, arena: &Arena) -> Option<u16> {
+        let home = std::ptr::eq(self.block.header().home, Arc::as_ptr(&arena.shared));
+        if home { self.block.fixed() } else { None }
+    }
+
+    /// A second lease on the same bytes, to be held by the kernel; `None` when as much of its arena is lent as may be. A
+    /// block counts once, whole, however many sends read from it: that is what they keep from being used again.
+    pub(crate) fn lend(&self) -> Option<LentLease> {
+        let lent = LentLease(self.clone());
+        let (header, shared) = (lent.0.block.header(), lent.0.block.home());
+        let block_bytes = lent.0.block_bytes() as u64;
+        if header.lent.fetch_add(1, Ordering::Relaxed) > 0 {
+            return Some(lent);
+        }
+        let before = shared.lent_bytes.fetch_add(block_bytes, Ordering::Relaxed);
+        // Dropped if there is no room, which takes both back. Who came in between on another thread keeps the block counted.
+        (before + block_bytes <= shared.bytes_max / LENT_PART).then_some(lent)
+    }
+}
+
+impl Deref for LentLease {
+    type Target = Lease;
+
+    fn deref(&self) -> &Lease {
+        &self.0
+    }
+}
+
+impl Drop for LentLease {
+    fn drop(&mut self) {
+        if self.0.block.header().lent.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let block_bytes = self.0.block_bytes() as u64;
+            self.0.block.home().lent_bytes.fetch_sub(block_bytes, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Clone for Lease {
@@ -588,6 +647,28 @@ mod tests {
         arena.adopt(Chunk::map(4096).unwrap(), 4096, None);
         assert_eq!(arena.growth_for(4096), None);
         assert!(arena.try_lease(LEASE_BYTES_MAX + 1).is_none());
+    }
+
+    #[test]
+    fn what_is_lent_is_counted_by_blocks_and_stays_within_its_part_of_the_budget() {
+        let arena = Arena::new(16 << 20);
+        arena.adopt(Chunk::map(1 << 20).unwrap(), 1 << 20, None);
+        arena.adopt(Chunk::map(1 << 20).unwrap(), 1 << 20, None);
+        let leases: Vec<Lease> = (0..5).map(|_| arena.try_lease(1 << 20).unwrap().freeze()).collect();
+        // Three readers of one block keep one block.
+        let mut lent: Vec<LentLease> = (0..3).map(|n| leases[0].slice(n..n + 9).lend().unwrap()).collect();
+        assert_eq!(arena.usage().lent_bytes, 1 << 20);
+        lent.extend(leases[1..4].iter().map(|lease| lease.lend().unwrap()));
+        assert!(leases[4].lend().is_none(), "a quarter is lent");
+        assert_eq!(arena.usage().lent_bytes, 4 << 20);
+        assert!(leases[3].lend().is_some(), "a block that is lent costs no more");
+        drop(leases);
+        lent.drain(..2);
+        assert_eq!((arena.usage().lent_bytes, arena.free_blocks(1 << 20)), (4 << 20, 4));
+        lent.drain(..1);
+        assert_eq!((arena.usage().lent_bytes, arena.free_blocks(1 << 20)), (3 << 20, 5));
+        drop(lent);
+        assert_eq!((arena.usage().lent_bytes, arena.usage().leased_bytes), (0, 0));
     }
 
     /// Once a budget that had been mapped for large leases stayed theirs: nobody else got memory, ever again.

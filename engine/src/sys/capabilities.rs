@@ -13,18 +13,21 @@ pub struct Capabilities {
     pub setup: Setup,
     /// Whether arena memory could be registered as fixed buffers.
     pub registered_buffers: bool,
+    /// Whether the kernel knows sends that are told when their memory is free (`SEND_ZC`, Linux 6.0).
+    pub zero_copy_sends: bool,
     /// The soft memlock limit, which unregistered users hit when they register buffers.
     pub memlock_bytes: u64,
 }
 
 impl Capabilities {
-    pub(super) fn probe(setup: &Setup, registered_buffers: bool) -> Capabilities {
+    pub(super) fn probe(setup: &Setup, registered_buffers: bool, zero_copy_sends: bool) -> Capabilities {
         let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
         let memlock = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK);
         Capabilities {
             kernel_release: release.unwrap_or_else(|_| "unknown".to_owned()),
             setup: setup.clone(),
             registered_buffers,
+            zero_copy_sends,
             memlock_bytes: memlock.map_or(0, |(soft, _)| soft),
         }
     }
@@ -35,6 +38,9 @@ impl fmt::Display for Capabilities {
         write!(f, "Linux {}, io_uring with {}", self.kernel_release, self.setup.granted.join(" | "))?;
         if !self.setup.refused.is_empty() {
             write!(f, " (this kernel lacks {})", self.setup.refused.join(", "))?;
+        }
+        if !self.zero_copy_sends {
+            write!(f, ", no zero-copy sends (they came with Linux 6.0; all sends copy)")?;
         }
         if self.registered_buffers {
             write!(f, ", registered buffers")

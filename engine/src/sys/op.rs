@@ -10,10 +10,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use super::arena::{Chunk, Lease, LeaseMut};
+use super::clock::Moment;
 use super::flushes::Flushes;
 use super::gather::Gather;
+use super::lending::{Loan, Unreleased};
 use super::sim::{SimFile, SimListener, SimLock, SimSocket};
 use super::uring::OsHandle;
 
@@ -38,7 +41,7 @@ pub(crate) enum SharedFileKind {
 
 /// A connected stream socket on one shard's ring. Closed when the last clone and operation are gone.
 #[derive(Clone)]
-pub struct Socket(pub(crate) Rc<SocketKind>);
+pub struct Socket(pub(crate) Rc<SocketKind>, pub(crate) Rc<Unreleased>);
 
 pub(crate) enum SocketKind {
     Os(OsHandle),
@@ -107,6 +110,16 @@ pub(crate) enum Request {
     SendGather {
         socket: Socket,
         from: Gather,
+        more: bool,
+    },
+    /// Completes when the bytes are queued (fewer are possible), with the memory still lent: [`Reply::Lent`]; a second
+    /// completion, [`Reply::Released`], ends the loan.
+    SendZeroCopy {
+        socket: Socket,
+        /// Here until the first completion, then with the operation's slot.
+        loan: Option<Loan>,
+        /// The registered buffer that the memory lies in.
+        fixed: Option<u16>,
         more: bool,
     },
     Read {
@@ -208,6 +221,13 @@ pub(crate) enum Job {
 /// What a completed operation gives back beside its result.
 pub(crate) enum Reply {
     None,
+    /// The memory stays lent until [`Reply::Released`] comes.
+    Lent,
+    /// Not an answer to whoever asked, who has his: the kernel has let go of the memory.
+    Released {
+        /// It had to copy, at least in part.
+        copied: bool,
+    },
     Socket(Socket),
     /// A descriptor that a helper opened; the ring that asked turns it into a [`File`].
     Opened {
@@ -287,8 +307,22 @@ impl Socket {
     pub fn abort(&self) {
         match &*self.0 {
             SocketKind::Os(handle) => handle.abort(),
-            SocketKind::Sim(socket) => socket.shutdown(),
+            SocketKind::Sim(socket) => socket.abort(),
         }
+        self.1.abort();
+    }
+
+    /// Bytes that zero-copy sends to this peer have unreleased, and since when there are any.
+    #[must_use]
+    pub fn unreleased(&self) -> Option<(u64, Moment)> {
+        self.1.held()
+    }
+
+    /// Ready when nothing is unreleased, or the socket was aborted; otherwise `cx` is woken then, in place of who asked
+    /// before. Whoever drops the last handle before that leaves the memory with the kernel for as long as that keeps trying
+    /// to deliver it: minutes, when the peer takes nothing.
+    pub fn poll_settled(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.1.poll_settled(cx)
     }
 
     /// Bytes that the peer's kernel has acknowledged and that ours has received from it, ever; `None` where nobody

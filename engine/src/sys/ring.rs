@@ -21,6 +21,7 @@ use super::capabilities::Capabilities;
 use super::clock::Moment;
 use super::flushes::Flushes;
 use super::gather::Gather;
+use super::lending::{Lending, LendingBook, Loan, ZeroCopyUse};
 use super::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, OpenOptions, Reply, Request, SharedFile,
     SharedFileKind, Socket, Token,
@@ -39,6 +40,8 @@ const LEASE_PATIENCE: Duration = Duration::from_secs(2);
 const REGISTER_RETRIES: usize = 3;
 const REGISTER_PATIENCE: Duration = Duration::from_millis(20);
 const LEASE_RETRY: Duration = Duration::from_millis(1);
+/// How long a ring that ends waits for peers to take what zero-copy sends still hold, before it resets them.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// One thread's way to the world. Clones share it.
 #[derive(Clone)]
@@ -60,6 +63,9 @@ struct Inner {
     shortage: RefCell<Option<Waker>>,
     /// The kernel will not register any more memory.
     unregistered: Cell<bool>,
+    /// The kernel knows zero-copy sends, but not as we ask for them.
+    zero_copy_refused: Cell<bool>,
+    lending: Rc<LendingBook>,
     pipes: Pipes,
 }
 
@@ -151,6 +157,8 @@ struct Slot {
     request: Option<Request>,
     waker: Option<Waker>,
     done: Option<(io::Result<u32>, Reply)>,
+    /// What the kernel still reads from after the operation has completed.
+    loan: Option<Loan>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -160,6 +168,8 @@ enum SlotState {
     /// In flight, and nobody waits any more: the slot keeps the memory until the completion.
     Orphan,
     Done,
+    /// Done with, and whoever waited has the result or is gone: the slot keeps the loan until it is released.
+    Lent,
 }
 
 struct Timers {
@@ -214,7 +224,8 @@ impl Ring {
     pub fn capabilities(&self) -> Option<Capabilities> {
         match &*self.0.driver.borrow() {
             Driver::Uring(uring) => {
-                Some(Capabilities::probe(uring.setup(), self.0.arena.usage().registered_bytes > 0))
+                let registered = self.0.arena.usage().registered_bytes > 0;
+                Some(Capabilities::probe(uring.setup(), registered, uring.sends_zero_copy()))
             }
             Driver::Sim(_) => None,
         }
@@ -235,6 +246,8 @@ impl Ring {
             starving: Cell::new(0),
             shortage: RefCell::new(None),
             unregistered: Cell::new(false),
+            zero_copy_refused: Cell::new(false),
+            lending: Rc::default(),
             pipes: Pipes::default(),
         }))
     }
@@ -526,6 +539,55 @@ impl Ring {
             (result, Request::SendGather { from, .. }, _) => (result.map(|n| n as usize), from),
             _ => unreachable!("an operation gives back its own request"),
         }
+    }
+
+    /// Whether [`Ring::send_zero_copy`] may lend at all here.
+    #[must_use]
+    pub fn sends_zero_copy(&self) -> bool {
+        !self.0.zero_copy_refused.get()
+            && match &*self.0.driver.borrow() {
+                Driver::Uring(uring) => uring.sends_zero_copy(),
+                Driver::Sim(sim) => sim.sends_zero_copy(),
+            }
+    }
+
+    /// Sends `from`, or the beginning of it, without copying it: its memory is lent to the kernel until the peer has
+    /// acknowledged it, which may be long after this returns; nobody can use it again before. Where the device cannot
+    /// gather, the kernel copies late, and [`Ring::zero_copy`] says so.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn send_zero_copy(&self, socket: &Socket, from: &Lease, more: bool) -> io::Result<Lending> {
+        let book = &self.0.lending;
+        if !self.sends_zero_copy() {
+            book.note(|usage| usage.refused_sends += 1);
+            return Ok(Lending::NotLent);
+        }
+        let Some(loan) = Loan::new(from, socket, book, self.now()) else {
+            book.note(|usage| usage.full_sends += 1);
+            return Ok(Lending::NotLent);
+        };
+        let fixed = from.fixed_in(&self.0.arena);
+        let request = Request::SendZeroCopy { socket: socket.clone(), loan: Some(loan), fixed, more };
+        match self.submit(request).await.0 {
+            Ok(sent) => Ok(Lending::Sent(sent as usize)),
+            Err(error) => match error.raw_os_error() {
+                // Kernels before 6.2 know no report of use; sockets other than TCP lend nothing; pages that are not
+                // registered are charged to the memlock limit.
+                Some(errno @ (libc::EINVAL | libc::EOPNOTSUPP | libc::ENOMEM | libc::ENOBUFS)) => {
+                    self.0.zero_copy_refused.set(self.0.zero_copy_refused.get() || errno == libc::EINVAL);
+                    book.note(|usage| usage.refused_sends += 1);
+                    Ok(Lending::NotLent)
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// What zero-copy sends came to so far.
+    #[must_use]
+    pub fn zero_copy(&self) -> ZeroCopyUse {
+        self.0.lending.usage()
     }
 
     /// Completes when `socket` takes more bytes, or has failed.
@@ -932,10 +994,21 @@ impl Ring {
 
     fn complete(&self, completion: Completion) {
         let Completion { token, result, reply } = completion;
+        if let Reply::Released { copied } = reply {
+            return self.released(token, copied);
+        }
         let (waker, dropped) = {
             let slots = &mut *self.0.slots.borrow_mut();
             let slot = &mut slots.slots[token.slot as usize];
             assert_eq!(slot.generation, token.generation, "a completion came for a slot that was given away");
+            if let Some(Request::SendZeroCopy { loan, .. }) = &mut slot.request {
+                if let (Some(loan), Ok(sent)) = (loan.as_mut(), &result) {
+                    loan.note_sent(u64::from(*sent));
+                }
+                if matches!(reply, Reply::Lent) {
+                    slot.loan = loan.take();
+                }
+            }
             match slot.state {
                 SlotState::InFlight => {
                     slot.state = SlotState::Done;
@@ -944,7 +1017,7 @@ impl Ring {
                 }
                 SlotState::Orphan => {
                     let request = slot.request.take();
-                    (slots.vacate(token.slot), Some((request, reply)))
+                    (slots.finish(token.slot), Some((request, reply)))
                 }
                 state => unreachable!("a completion for a slot that is {state:?}"),
             }
@@ -955,14 +1028,49 @@ impl Ring {
         }
     }
 
+    /// The second completion of a zero-copy send.
+    fn released(&self, token: Token, copied: bool) {
+        let (loan, waker) = {
+            let slots = &mut *self.0.slots.borrow_mut();
+            let slot = &mut slots.slots[token.slot as usize];
+            assert_eq!(slot.generation, token.generation, "a release came for a slot that was given away");
+            let loan =
+                slot.loan.take().expect("memory is released after the send that lent it has completed");
+            let waker = if slot.state == SlotState::Lent { slots.vacate(token.slot) } else { None };
+            (loan, waker)
+        };
+        loan.release(copied);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     fn submit(&self, request: Request) -> Op<'_> {
         Op { ring: self, stage: Stage::New(Some(request)) }
     }
 
-    /// Drops all tasks and waits until the world has let go of every operation.
+    /// Drops all tasks and waits until the world has let go of every operation. Peers that do not take what zero-copy
+    /// sends hold are reset after a second. Memory of connections that somebody closed before that is waited for only as
+    /// long again, and leaked then: the kernel may go on for minutes.
     pub fn shut_down(&self) {
+        let lenders = |slots: &Slots| slots.slots.iter().filter_map(|s| s.loan.as_ref()?.socket()).collect();
+        let mut lenders: Vec<Socket> = lenders(&self.0.slots.borrow());
         self.0.executor.abandon_all();
+        let timer = self.timer();
+        let mut patience = self.now().plus(RELEASE_PATIENCE);
+        timer.arm(patience);
         while self.operations_in_flight() > 0 {
+            if self.now() >= patience {
+                if lenders.is_empty() && self.count_slots(|state| state != SlotState::Lent) == 0 {
+                    return;
+                }
+                lenders
+                    .drain(..)
+                    .filter(|socket| socket.unreleased().is_some())
+                    .for_each(|socket| socket.abort());
+                patience = self.now().plus(RELEASE_PATIENCE);
+                timer.arm(patience);
+            }
             self.visit(true);
         }
     }
@@ -970,8 +1078,16 @@ impl Ring {
     /// Operations that the world has not answered yet.
     #[must_use]
     pub fn operations_in_flight(&self) -> usize {
-        let slots = self.0.slots.borrow();
-        slots.slots.iter().filter(|s| matches!(s.state, SlotState::InFlight | SlotState::Orphan)).count()
+        self.count_slots(|_| true)
+    }
+
+    /// Slots in such states, of those that the world still uses.
+    fn count_slots(&self, counts: impl Fn(SlotState) -> bool) -> usize {
+        let used = |slot: &&Slot| {
+            matches!(slot.state, SlotState::InFlight | SlotState::Orphan | SlotState::Lent)
+                && counts(slot.state)
+        };
+        self.0.slots.borrow().slots.iter().filter(used).count()
     }
 }
 
@@ -982,6 +1098,7 @@ impl Drop for Inner {
             if matches!(slot.state, SlotState::InFlight | SlotState::Orphan) {
                 std::mem::forget(slot.request.take());
             }
+            std::mem::forget(slot.loan.take());
         }
     }
 }
@@ -1000,8 +1117,20 @@ impl Slots {
             request: None,
             waker: None,
             done: None,
+            loan: None,
         });
         Some(self.slots.len() as u32 - 1)
+    }
+
+    /// Frees a slot whose operation is done with, or keeps it for its loan; returns who is to be told.
+    fn finish(&mut self, index: u32) -> Option<Waker> {
+        let slot = &mut self.slots[index as usize];
+        if slot.loan.is_none() {
+            return self.vacate(index);
+        }
+        slot.state = SlotState::Lent;
+        slot.waker = None;
+        None
     }
 
     /// Frees a slot; returns who is to be told.
@@ -1065,7 +1194,7 @@ impl Future for Op<'_> {
                     }
                     let (result, reply) = slot.done.take().expect("a slot that is done has a result");
                     let request = slot.request.take().expect("a slot that is done has its request");
-                    (result, reply, request, slots.vacate(index))
+                    (result, reply, request, slots.finish(index))
                 };
                 self.stage = Stage::Finished;
                 if let Some(waker) = next {
@@ -1098,7 +1227,7 @@ impl Drop for Op<'_> {
             let slot = &mut slots.slots[token.slot as usize];
             if slot.state == SlotState::Done {
                 let (request, done) = (slot.request.take(), slot.done.take());
-                (slots.vacate(token.slot), request, done)
+                (slots.finish(token.slot), request, done)
             } else {
                 slot.state = SlotState::Orphan;
                 slot.waker = None;

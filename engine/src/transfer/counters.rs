@@ -13,6 +13,9 @@ pub struct EgressCounters {
     pub fallback_bytes: u64,
     /// Operations and calls that moved them.
     pub sends: u64,
+    /// Of these, sends of a zero-copy strategy that were made by copying: of small pieces, and where as much was unreleased
+    /// as may be or the kernel refused. What became of the others is the ring's to tell ([`crate::sys::ZeroCopyUse`]).
+    pub plain_sends: u64,
     /// Times it had to bring pages into the cache first.
     pub cold_reads: u64,
 }

@@ -155,6 +155,8 @@ pub struct CopyProfile {
 pub enum FreeSignal {
     /// When the operation completes: the kernel has its own copy.
     Completion,
+    /// When the kernel says so, after the peer has acknowledged them: told for each send.
+    Release,
     /// Never told: the bytes must be immutable, as sealed blocks are.
     None,
 }

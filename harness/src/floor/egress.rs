@@ -5,7 +5,7 @@
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
-use ringlog::sys::{BLOCK_BYTES, Lease, Ring, Socket};
+use ringlog::sys::{BLOCK_BYTES, Lease, Lending, Ring, Socket};
 
 use super::stored::{Partition, Stored, Stretch};
 use super::{Answer, Asked, Floor};
@@ -22,6 +22,8 @@ pub(super) enum Way {
     Copy,
     /// O_DIRECT into registered memory, send.
     Direct,
+    /// O_DIRECT into registered memory, lent to the send.
+    DirectZc,
     /// sendfile(2).
     Sendfile,
     /// splice(2) by a pipe.
@@ -44,6 +46,7 @@ impl FromStr for Way {
             "copy" => Way::Copy,
             // What sends memory reads what is cold the way that keeps it out of the page cache.
             "direct" | "tail" => Way::Direct,
+            "direct_zc" | "tail_zc" => Way::DirectZc,
             "sendfile" => Way::Sendfile,
             "splice" => Way::Splice,
             _ => bail!("there is no floor for egress `{name}`"),
@@ -74,7 +77,7 @@ pub(super) async fn answer(
     answer.push(side.slice(0..middle))?;
     if let Some(stretch) = stretch {
         match way {
-            Way::Copy | Way::Direct => {
+            Way::Copy | Way::Direct | Way::DirectZc => {
                 let bytes = match ahead.take() {
                     Some(Ahead::Read(begun, reading)) if begun == stretch => reading.result().await?,
                     _ => read(ring.clone(), partition.clone(), way, stretch).await?,
@@ -82,7 +85,13 @@ pub(super) async fn answer(
                 *ahead = partition.stretch(stretch.end, asked.bytes_max as u64)?.map(|next| {
                     Ahead::Read(next, start(ring, read(ring.clone(), partition.clone(), way, next)))
                 });
-                answer.push(bytes)?;
+                let bytes = match way {
+                    Way::DirectZc => lend(ring, socket, answer, bytes).await?,
+                    _ => Some(bytes),
+                };
+                if let Some(bytes) = bytes {
+                    answer.push(bytes)?;
+                }
             }
             Way::Sendfile | Way::Splice => {
                 answer.send(ring, socket, true).await?;
@@ -99,7 +108,7 @@ async fn read(ring: Ring, partition: Partition, way: Way, stretch: Stretch) -> s
     let Stretch { at, bytes, .. } = stretch;
     let end = at + bytes;
     let (file, first, last) = match way {
-        Way::Direct => (&partition.direct, at / BLOCK * BLOCK, end.next_multiple_of(BLOCK)),
+        Way::Direct | Way::DirectZc => (&partition.direct, at / BLOCK * BLOCK, end.next_multiple_of(BLOCK)),
         _ => (&partition.file, at, end),
     };
     let mut into = ring.lease((last - first) as usize).await?;
@@ -113,6 +122,19 @@ async fn read(ring: Ring, partition: Partition, way: Way, stretch: Stretch) -> s
             Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, words))
         }
     }
+}
+
+/// Sends what has gathered, then `bytes` without a copy; gives back what could not be lent.
+async fn lend(ring: &Ring, socket: &Socket, answer: &mut Answer, mut bytes: Lease) -> Result<Option<Lease>> {
+    answer.send(ring, socket, true).await?;
+    while !bytes.is_empty() {
+        match ring.send_zero_copy(socket, &bytes, true).await? {
+            Lending::Sent(0) => bail!("the socket takes nothing"),
+            Lending::Sent(sent) => bytes = bytes.slice(sent..bytes.len()),
+            Lending::NotLent => return Ok(Some(bytes)),
+        }
+    }
+    Ok(None)
 }
 
 /// Puts pages of the file into the socket's queue.

@@ -58,7 +58,7 @@ impl Drop for SimLock {
     }
 }
 
-/// Memory that an operation may use until it completes.
+/// Memory that an operation may use until it completes; a zero-copy send, until it is released.
 pub(super) struct Memory(Vec<(*mut u8, usize)>);
 
 impl Memory {
@@ -155,6 +155,10 @@ impl SimDriver {
 
     pub(crate) fn stream_socket(&mut self, address: SocketAddr) -> io::Result<Socket> {
         Ok(super::network::stream_socket(&self.world, self.ring, address))
+    }
+
+    pub(crate) fn sends_zero_copy(&self) -> bool {
+        !self.world.0.borrow().faults.zero_copy_is_unknown
     }
 
     pub(crate) fn sendfile(

@@ -7,6 +7,7 @@
 mod disk;
 mod driver;
 mod image;
+mod loans;
 mod network;
 #[cfg(test)]
 mod tests;

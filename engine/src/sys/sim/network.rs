@@ -2,6 +2,9 @@
 //!
 //! What a socket has sent and its peer has not received is bounded, as by a send buffer: a send completes when all of
 //! it is queued. An end of the conversation travels behind the bytes that were queued before it.
+//!
+//! Bytes of a zero-copy send travel as places in the sender's memory ([`super::loans`]): they are looked at when they
+//! arrive, long after the send has completed.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -10,6 +13,7 @@ use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 
 use super::driver::Memory;
+use super::loans::{Loans, Parcel};
 use super::world::{Address, Due, Outcome, State, World};
 use crate::sys::op::{Listener, ListenerKind, Reply, Request, Socket, SocketKind};
 
@@ -38,12 +42,15 @@ pub(super) enum NetworkEvent {
     Arrive(u64),
     /// A socket has something to send, or room to send it.
     Pump(u64),
+    /// The memory of a zero-copy send is let go of.
+    Release(u64),
 }
 
 #[derive(Default)]
 pub(super) struct Network {
     endpoints: BTreeMap<u64, Endpoint>,
     listeners: BTreeMap<u64, Listening>,
+    pub loans: Loans,
     made: u64,
 }
 
@@ -53,12 +60,17 @@ struct Endpoint {
     /// What arrived and was not received yet.
     arrived: VecDeque<u8>,
     /// On its way here, in order; `None` is the end.
-    travelling: VecDeque<Option<Vec<u8>>>,
+    travelling: VecDeque<Option<Parcel>>,
     travelling_bytes: usize,
     /// No piece arrives before this time: an earlier piece does then.
     arrives_after: u64,
     /// Bytes that may be on their way here or wait to be received.
     capacity: usize,
+    /// Bytes that arrived, and that were received, ever.
+    arrived_bytes: u64,
+    received_bytes: u64,
+    /// Parts of loans that are released only when so many bytes have been received: the loan and the part's length.
+    received_loans: VecDeque<(u64, u64, usize)>,
     /// The end arrived.
     ended: bool,
     /// This side has ended the conversation.
@@ -79,6 +91,8 @@ struct Send {
     address: Address,
     from: Memory,
     done: usize,
+    /// Of a zero-copy send.
+    loan: Option<u64>,
 }
 
 struct Listening {
@@ -111,6 +125,15 @@ impl SimSocket {
         }
     }
 
+    /// As `shutdown`, and what was lent to the conversation is let go of as soon as it has arrived.
+    pub(crate) fn abort(&self) {
+        if let Some(world) = self.world.upgrade() {
+            let mut state = world.borrow_mut();
+            state.end_conversation(self.id);
+            state.call_in_loans(self.id);
+        }
+    }
+
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
         Some(self.peer)
     }
@@ -122,7 +145,7 @@ impl Drop for SimSocket {
         // Inside the world sockets are dropped only with their ring, which ends its conversations itself.
         if let Ok(mut state) = world.try_borrow_mut() {
             state.end_conversation(self.id);
-            state.network.endpoints.remove(&self.id);
+            state.remove_endpoint(self.id);
         }
     }
 }
@@ -144,7 +167,8 @@ pub(super) fn listen(world: &World, ring: usize, address: SocketAddr) -> io::Res
 
 pub(super) fn stream_socket(world: &World, ring: usize, address: SocketAddr) -> Socket {
     let id = world.0.borrow_mut().new_endpoint(ring, None);
-    Socket(Rc::new(SocketKind::Sim(SimSocket { world: Rc::downgrade(&world.0), id, peer: address })))
+    let socket = SimSocket { world: Rc::downgrade(&world.0), id, peer: address };
+    Socket(Rc::new(SocketKind::Sim(socket)), Rc::default())
 }
 
 fn sim_socket(socket: &Socket) -> &SimSocket {
@@ -155,7 +179,7 @@ fn sim_socket(socket: &Socket) -> &SimSocket {
 }
 
 impl Network {
-    fn new_id(&mut self) -> u64 {
+    pub fn new_id(&mut self) -> u64 {
         self.made += 1;
         self.made
     }
@@ -180,6 +204,9 @@ impl State {
             travelling_bytes: 0,
             arrives_after: 0,
             capacity: self.random.usize(1 << 10..256 << 10),
+            arrived_bytes: 0,
+            received_bytes: 0,
+            received_loans: VecDeque::new(),
             ended: false,
             closed: false,
             receives: VecDeque::new(),
@@ -211,10 +238,17 @@ impl State {
                 self.serve_receives(id);
             }
             Request::Send { socket, from, .. } => {
-                self.queue_send(sim_socket(socket).id, address, Memory::of(from));
+                self.queue_send(sim_socket(socket).id, address, Memory::of(from), None);
             }
             Request::SendGather { socket, from, .. } => {
-                self.queue_send(sim_socket(socket).id, address, Memory::of_gather(from));
+                self.queue_send(sim_socket(socket).id, address, Memory::of_gather(from), None);
+            }
+            Request::SendZeroCopy { socket, loan, .. } => {
+                let lease =
+                    loan.as_ref().expect("a loan is with its request until the first completion").lease();
+                let id = sim_socket(socket).id;
+                let loan = self.take_loan(address, id, Memory::of(lease));
+                self.queue_send(id, address, Memory::of(lease), Some(loan));
             }
             Request::Writable(socket) => {
                 let id = sim_socket(socket).id;
@@ -233,13 +267,13 @@ impl State {
         self.network.endpoints.get_mut(&id).expect("an operation keeps its socket open")
     }
 
-    fn network_after(&mut self, event: NetworkEvent) {
+    pub(super) fn network_after(&mut self, event: NetworkEvent) {
         let latency = self.latency();
         self.after(latency, Due::Network(event));
     }
 
-    fn queue_send(&mut self, id: u64, address: Address, from: Memory) {
-        self.endpoint(id).sends.push_back(Send { address, from, done: 0 });
+    fn queue_send(&mut self, id: u64, address: Address, from: Memory, loan: Option<u64>) {
+        self.endpoint(id).sends.push_back(Send { address, from, done: 0, loan });
         self.network_after(NetworkEvent::Pump(id));
     }
 
@@ -248,6 +282,7 @@ impl State {
             NetworkEvent::Connect { address, socket, to } => self.connect(address, socket, to),
             NetworkEvent::Arrive(id) => self.arrive(id),
             NetworkEvent::Pump(id) => self.pump(id),
+            NetworkEvent::Release(loan) => self.release_loan(loan),
         }
     }
 
@@ -279,7 +314,7 @@ impl State {
         }
         for (address, (id, peer)) in accepted {
             let socket = SocketKind::Sim(SimSocket { world: self.world.clone(), id, peer });
-            let reply = Reply::Socket(Socket(Rc::new(socket)));
+            let reply = Reply::Socket(Socket(Rc::new(socket), Rc::default()));
             self.complete_later(address, Outcome { result: Ok(0), reply, records: Vec::new() });
         }
     }
@@ -302,42 +337,63 @@ impl State {
             let Some(send) = endpoint.sends.front_mut() else { return };
             let left = send.from.len() - send.done;
             if broken {
-                let address = send.address;
+                let (address, done, loan) = (send.address, send.done, send.loan);
                 endpoint.sends.pop_front();
-                self.complete_later(address, Outcome::failed(libc::EPIPE));
+                match loan {
+                    Some(loan) if done > 0 => self.queued_loan(loan, done),
+                    _ => {
+                        self.forget_loan(loan);
+                        self.complete_later(address, Outcome::failed(libc::EPIPE));
+                    }
+                }
                 continue;
             }
             if room == 0 && left > 0 {
                 return;
             }
-            let bytes = send.from.part(send.done, left.min(room));
-            send.done += bytes.len();
-            if send.done == send.from.len() {
-                let (address, total) = (send.address, send.done);
-                endpoint.sends.pop_front();
-                self.complete_later(address, Outcome::of(Ok(total as u32)));
+            let (address, at, bytes) = (send.address, send.done, left.min(room));
+            let parcel = match send.loan {
+                None => Parcel::Bytes(send.from.part(at, bytes)),
+                Some(loan) => Parcel::Lent { loan, at, bytes },
+            };
+            send.done += bytes;
+            let (done, all, loan) = (send.done, send.from.len(), send.loan);
+            match loan {
+                None if done == all => {
+                    self.endpoint(id).sends.pop_front();
+                    self.complete_later(address, Outcome::of(Ok(done as u32)));
+                }
+                // One that met a full socket may stay short.
+                Some(loan) if done == all || at > 0 && self.random.bool() => {
+                    self.endpoint(id).sends.pop_front();
+                    self.queued_loan(loan, done);
+                }
+                _ => {}
             }
-            self.put_on_the_way(id, &bytes);
+            self.put_on_the_way(id, parcel);
         }
     }
 
     /// Sends bytes on their way to the peer of `id`, in pieces.
-    fn put_on_the_way(&mut self, id: u64, bytes: &[u8]) {
-        let mut rest = bytes;
-        while !rest.is_empty() {
+    fn put_on_the_way(&mut self, id: u64, mut rest: Parcel) {
+        while rest.len() > 0 {
             let whole = self.random.bool();
             let piece = if whole { rest.len() } else { self.random.usize(1..=rest.len()) };
-            self.send_piece(id, Some(rest[..piece].to_vec()));
-            rest = &rest[piece..];
+            let piece = rest.split_to(piece);
+            self.send_piece(id, Some(piece));
         }
     }
 
-    fn send_piece(&mut self, id: u64, piece: Option<Vec<u8>>) {
+    fn send_piece(&mut self, id: u64, piece: Option<Parcel>) {
         let latency = self.latency();
         let time = self.now + latency;
-        let Some(peer) = self.network.endpoints.get(&id).and_then(|endpoint| endpoint.peer) else { return };
-        let Some(endpoint) = self.network.endpoints.get_mut(&peer) else { return };
-        endpoint.travelling_bytes += piece.as_ref().map_or(0, Vec::len);
+        let peer = self.network.endpoints.get(&id).and_then(|endpoint| endpoint.peer);
+        let Some((peer, endpoint)) =
+            peer.and_then(|peer| Some((peer, self.network.endpoints.get_mut(&peer)?)))
+        else {
+            return piece.iter().for_each(|piece| self.settle_parcel(piece));
+        };
+        endpoint.travelling_bytes += piece.as_ref().map_or(0, Parcel::len);
         endpoint.travelling.push_back(piece);
         endpoint.arrives_after = endpoint.arrives_after.max(time);
         let time = endpoint.arrives_after;
@@ -350,13 +406,22 @@ impl State {
             Some(piece) => {
                 endpoint.travelling_bytes -= piece.len();
                 if endpoint.closed {
-                    return; // Nobody is there to receive it.
+                    return self.settle_parcel(&piece); // Nobody is there to receive it.
                 }
-                endpoint.arrived.extend(piece);
+                endpoint.arrived_bytes += piece.len() as u64;
+                let until = endpoint.arrived_bytes;
+                let bytes = self.network.loans.look_at(&piece);
+                match piece {
+                    Parcel::Lent { loan, bytes, .. } if self.network.loans.is_late(loan) => {
+                        self.endpoint(id).received_loans.push_back((until, loan, bytes));
+                    }
+                    piece => self.settle_parcel(&piece),
+                }
+                self.endpoint(id).arrived.extend(bytes);
             }
             None => endpoint.ended = true,
         }
-        let ended = endpoint.ended;
+        let ended = self.endpoint(id).ended;
         self.serve_receives(id);
         if ended {
             self.pump(id);
@@ -377,6 +442,7 @@ impl State {
             let taken: Vec<u8> = endpoint.arrived.drain(..bytes).collect();
             receive.into.fill(receive.done, &taken);
             receive.done += bytes;
+            endpoint.received_bytes += bytes as u64;
             received |= bytes > 0;
             let full = receive.done == receive.into.len();
             let ended = endpoint.arrived.is_empty() && (endpoint.ended || endpoint.closed);
@@ -387,8 +453,45 @@ impl State {
             endpoint.receives.pop_front();
             self.complete_later(address, Outcome::of(Ok(done as u32)));
         }
+        if received {
+            self.settle_received(id);
+        }
         if received && let Some(peer) = self.endpoint(id).peer {
             self.network_after(NetworkEvent::Pump(peer));
+        }
+    }
+
+    /// Lets go of what was lent for bytes that `id` has received, or all if nobody will receive them.
+    fn settle_received(&mut self, id: u64) {
+        loop {
+            let endpoint = self.endpoint(id);
+            let (received, closed) = (endpoint.received_bytes, endpoint.closed);
+            let Some(&(until, loan, bytes)) = endpoint.received_loans.front() else { return };
+            if until > received && !closed {
+                return;
+            }
+            endpoint.received_loans.pop_front();
+            self.settle_loan(loan, bytes);
+        }
+    }
+
+    /// Nothing lent by `id` waits any longer for its peer to receive it.
+    fn call_in_loans(&mut self, id: u64) {
+        self.network.loans.call_in(id);
+        let Some(peer) = self.network.endpoints.get(&id).and_then(|endpoint| endpoint.peer) else { return };
+        let Some(endpoint) = self.network.endpoints.get_mut(&peer) else { return };
+        for (_, loan, bytes) in std::mem::take(&mut endpoint.received_loans) {
+            self.settle_loan(loan, bytes);
+        }
+    }
+
+    fn remove_endpoint(&mut self, id: u64) {
+        let Some(endpoint) = self.network.endpoints.remove(&id) else { return };
+        for parcel in endpoint.travelling.into_iter().flatten() {
+            self.settle_parcel(&parcel);
+        }
+        for (_, loan, bytes) in endpoint.received_loans {
+            self.settle_loan(loan, bytes);
         }
     }
 
@@ -400,6 +503,7 @@ impl State {
         endpoint.closed = true;
         self.send_piece(id, None);
         self.serve_receives(id);
+        self.settle_received(id);
         self.pump(id);
     }
 
@@ -407,7 +511,7 @@ impl State {
         let Some(listening) = self.network.listeners.remove(&id) else { return };
         for (accepted, _) in listening.backlog {
             self.end_conversation(accepted);
-            self.network.endpoints.remove(&accepted);
+            self.remove_endpoint(accepted);
         }
     }
 
@@ -426,7 +530,7 @@ impl State {
     }
 
     pub(super) fn send_now(&mut self, socket: &Socket, bytes: &[u8]) {
-        self.put_on_the_way(sim_socket(socket).id, bytes);
+        self.put_on_the_way(sim_socket(socket).id, Parcel::Bytes(bytes.to_vec()));
     }
 
     /// Ends an operation that waits for a peer.
@@ -436,12 +540,19 @@ impl State {
             found |= take_out(&mut listening.waiting, |waiting| *waiting == address);
         }
         let mut done = 0;
+        let mut lent = None;
         for endpoint in self.network.endpoints.values_mut() {
+            let sending = endpoint.sends.iter().find(|send| send.address == address);
+            lent = lent.or(sending.and_then(|send| Some((send.loan?, send.done))));
             let under_way = endpoint.receives.iter().find(|receive| receive.address == address);
             done += under_way.map_or(0, |receive| receive.done);
             found |= take_out(&mut endpoint.receives, |receive| receive.address == address)
                 || take_out(&mut endpoint.sends, |send| send.address == address)
                 || take_out(&mut endpoint.writables, |writable| *writable == address);
+        }
+        match lent {
+            Some((loan, done)) if done > 0 => return self.queued_loan(loan, done),
+            lent => self.forget_loan(lent.map(|(loan, _)| loan)),
         }
         if found {
             // As the kernel does it: what was received before is not lost.

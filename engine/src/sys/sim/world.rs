@@ -270,6 +270,8 @@ pub(super) struct FaultPlan {
     pub descriptors_are_out: bool,
     pub flushes_are_lost: bool,
     pub reuse_memory_in_flight: bool,
+    pub zero_copy_is_unknown: bool,
+    pub release_early: bool,
 }
 
 impl FaultPlan {
@@ -371,6 +373,17 @@ impl Faults {
     /// takes the bytes from there later.
     pub fn reuse_memory_in_flight(&self, reuse: bool) {
         self.plan(|plan| plan.reuse_memory_in_flight = reuse);
+    }
+
+    /// The kernel knows no zero-copy sends.
+    pub fn refuse_zero_copy(&self, refuse: bool) {
+        self.plan(|plan| plan.zero_copy_is_unknown = refuse);
+    }
+
+    /// A broken driver, to prove that tests would notice: zero-copy sends let go of their memory when they complete, and
+    /// the network still takes the bytes from there later.
+    pub fn release_early(&self, early: bool) {
+        self.plan(|plan| plan.release_early = early);
     }
 
     fn plan(&self, change: impl FnOnce(&mut FaultPlan)) {

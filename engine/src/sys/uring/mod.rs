@@ -37,6 +37,11 @@ const OWN_BELL: u64 = OWN;
 const OWN_CANCEL: u64 = OWN | 1;
 const OWN_ACCEPT: u64 = OWN | 1 << 32;
 
+/// `IORING_SEND_ZC_REPORT_USAGE`, and what a release notice then says of a send that was copied after all
+/// (`IORING_NOTIF_USAGE_ZC_COPIED`).
+const REPORT_USAGE: u16 = 1 << 3;
+const USAGE_COPIED: i32 = 1 << 31;
+
 /// Chunks of memory that can be registered at once.
 const FIXED_BUFFERS: u32 = 1024;
 
@@ -54,6 +59,9 @@ pub struct Uring {
     bell_armed: bool,
     fixed_files: Rc<FixedTable>,
     fixed_buffers: u32,
+    sends_zero_copy: bool,
+    /// Release notices that are to come.
+    releases: u32,
     acceptors: Vec<Acceptor>,
     done: VecDeque<Completion>,
     counters: RingCounters,
@@ -102,6 +110,7 @@ impl Uring {
             Ok(()) => 0,
             Err(_) => FIXED_BUFFERS,
         };
+        let sends_zero_copy = setup::knows(&ring, opcode::SendZc::CODE);
         let (enter_fd, enter_flags) = match setup::register_ring_fd(ring.as_raw_fd()) {
             Ok(index) => (index, setup::ENTER_REGISTERED_RING),
             Err(_) => (ring.as_raw_fd(), 0),
@@ -117,6 +126,8 @@ impl Uring {
             bell_armed: false,
             fixed_files,
             fixed_buffers,
+            sends_zero_copy,
+            releases: 0,
             acceptors: Vec::new(),
             done: VecDeque::with_capacity(256),
             counters: RingCounters::default(),
@@ -129,6 +140,10 @@ impl Uring {
 
     pub(crate) fn setup(&self) -> &Setup {
         &self.setup
+    }
+
+    pub(crate) fn sends_zero_copy(&self) -> bool {
+        self.sends_zero_copy
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -167,7 +182,7 @@ impl Uring {
     }
 
     fn adopt_socket(&mut self, fd: OwnedFd) -> Socket {
-        Socket(Rc::new(SocketKind::Os(self.adopt(fd, false, None))))
+        Socket(Rc::new(SocketKind::Os(self.adopt(fd, false, None))), Rc::default())
     }
 
     fn adopt(&mut self, fd: OwnedFd, direct: bool, closer: Option<helpers::Sender>) -> OsHandle {
@@ -294,6 +309,16 @@ impl Uring {
                 let message = from.message();
                 let send_flags = send_flags(*more) as u32;
                 opcode::SendMsg::new(on(socket_handle(socket), &mut flags), message).flags(send_flags).build()
+            }
+            Request::SendZeroCopy { socket, loan, fixed, more } => {
+                let lease =
+                    loan.as_ref().expect("a loan is with its request until the first completion").lease();
+                let (pointer, bytes) = (lease.as_ptr(), lease.len() as u32);
+                opcode::SendZc::new(on(socket_handle(socket), &mut flags), pointer, bytes)
+                    .buf_index(*fixed)
+                    .flags(send_flags(*more))
+                    .zc_flags(REPORT_USAGE)
+                    .build()
             }
             Request::Read { file, at, into } => {
                 let (pointer, bytes) = (into.as_mut_ptr(), into.len() as u32);
@@ -440,6 +465,12 @@ impl Uring {
                 return Some(Completion { token, result, reply });
             }
             let entry = self.ring.completion().next()?;
+            if io_uring::cqueue::notif(entry.flags()) {
+                self.releases -= 1;
+                let (token, copied) =
+                    (Token::from_bits(entry.user_data()), entry.result() & USAGE_COPIED != 0);
+                return Some(Completion { token, result: Ok(0), reply: Reply::Released { copied } });
+            }
             let result = match entry.result() {
                 n if n >= 0 => Ok(n as u32),
                 errno => Err(io::Error::from_raw_os_error(-errno)),
@@ -457,7 +488,11 @@ impl Uring {
                     self.hand_out_connection(index);
                 }
                 bits => {
-                    return Some(Completion { token: Token::from_bits(bits), result, reply: Reply::None });
+                    // Of operations that have tokens only a zero-copy send answers twice.
+                    let lent = io_uring::cqueue::more(entry.flags());
+                    self.releases += u32::from(lent);
+                    let reply = if lent { Reply::Lent } else { Reply::None };
+                    return Some(Completion { token: Token::from_bits(bits), result, reply });
                 }
             }
         }
@@ -466,8 +501,11 @@ impl Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        // Buffers are unregistered with the ring; nothing of ours may still be in flight (the slots are gone).
-        let _ = self.ring.submitter().unregister_buffers();
+        // Buffers are unregistered with the ring; nothing of ours may still be in flight (the slots are gone). Older
+        // kernels would wait for what is still lent: there the end of the ring does it.
+        if self.releases == 0 {
+            let _ = self.ring.submitter().unregister_buffers();
+        }
     }
 }
 

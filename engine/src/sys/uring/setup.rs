@@ -132,6 +132,12 @@ fn explain(error: io::Error) -> UringError {
     }
 }
 
+/// Whether the kernel knows an operation.
+pub(super) fn knows(ring: &IoUring, code: u8) -> bool {
+    let mut probe = io_uring::Probe::new();
+    ring.submitter().register_probe(&mut probe).is_ok() && probe.is_supported(code)
+}
+
 /// Registers the ring's descriptor with the calling thread, so that a visit need not look it up.
 /// (The crate remembers it for one `Submitter` only; ours live for a call each.)
 pub(super) fn register_ring_fd(fd: RawFd) -> io::Result<i32> {

@@ -32,6 +32,7 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Units in order, as far as the range reaches.
 type Window = [Option<Lease>; UNITS];
 
+/// For `direct_zc` too: how a unit is sent is the strategy's whose turn it is.
 pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {
     let Piece::File { file, at, bytes } = piece else { unreachable!("direct carries file pieces") };
     let direct = file.direct.as_ref().expect("what has no direct descriptor is carried by copy");
@@ -39,16 +40,26 @@ pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Resu
     let ring = out.ring.clone();
     let mut next = Some(read_window(&ring, direct, &file, at, end).await?);
     while let Some(window) = next.take() {
-        for unit in window.into_iter().flatten() {
-            at += unit.len() as u64;
-            out.add_memory(unit).await?;
-        }
+        at += window.iter().flatten().map(|unit| unit.len() as u64).sum::<u64>();
         if at == end {
+            add_window(out, window, false).await?;
             break; // What follows in the answer may share its send.
         }
-        let (sent, read) = join(out.flush(true), read_window(&ring, direct, &file, at, end)).await;
+        let sending = async {
+            add_window(out, window, true).await?;
+            out.flush(true).await
+        };
+        let (sent, read) = join(sending, read_window(&ring, direct, &file, at, end)).await;
         sent?;
         next = Some(read?);
+    }
+    Ok(())
+}
+
+async fn add_window(out: &mut Outgoing<'_>, window: Window, more: bool) -> io::Result<()> {
+    let last = window.iter().flatten().count();
+    for (unit, number) in window.into_iter().flatten().zip(1..) {
+        out.add_records(unit, more || number < last).await?;
     }
     Ok(())
 }

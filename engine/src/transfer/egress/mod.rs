@@ -2,10 +2,13 @@
 
 mod copy;
 mod direct;
+mod direct_zc;
 mod null;
 mod sendfile;
 mod splice;
 mod tail;
+mod tail_zc;
+mod zero_copy;
 
 use std::fmt;
 use std::io;
@@ -13,7 +16,7 @@ use std::str::FromStr;
 
 use super::counters::TransferCounters;
 use super::plan::{Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Response};
-use crate::sys::{Ring, Socket};
+use crate::sys::{Lease, Ring, Socket};
 
 /// What a strategy declares about itself.
 pub(super) struct Declaration {
@@ -64,8 +67,12 @@ strategies! {
     Splice => splice,
     /// Read past the page cache into registered memory, send from there.
     Direct => direct,
+    /// The same, sent without a copy of the kernel's own.
+    DirectZc => direct_zc,
     /// Send from the tail cache: the memory that the batch was written from.
     Tail => tail,
+    /// The same, sent without a copy of the kernel's own.
+    TailZc => tail_zc,
     /// Discard: for benchmarks, never for clients.
     Null => null,
 }
@@ -107,6 +114,9 @@ impl Outgoing<'_> {
                 Chunk::Records(piece) => {
                     let bytes = piece.bytes();
                     self.egress = wanted.carrier_of(&piece);
+                    if !self.ring.sends_zero_copy() {
+                        self.egress = self.egress.by_copying();
+                    }
                     if self.egress != wanted {
                         self.counters.note(wanted, |c| c.fallback_bytes += bytes);
                     }
@@ -118,8 +128,16 @@ impl Outgoing<'_> {
         self.flush(false).await
     }
 
+    /// Sends record bytes that lie in memory, the way of the strategy whose turn it is. `more` says that others follow.
+    async fn add_records(&mut self, lease: Lease, more: bool) -> io::Result<()> {
+        match self.egress.is_zero_copy() {
+            true => zero_copy::send_lease(self, lease, more).await,
+            false => self.add_memory(lease).await,
+        }
+    }
+
     /// Appends memory to what the next send takes along.
-    async fn add_memory(&mut self, lease: crate::sys::Lease) -> io::Result<()> {
+    async fn add_memory(&mut self, lease: Lease) -> io::Result<()> {
         let gather = self.response.gather.as_mut().expect("no send is under way");
         if let Err(lease) = gather.push(lease) {
             self.flush(true).await?;
@@ -137,7 +155,9 @@ impl Outgoing<'_> {
                 self.response.gather = Some(gather);
                 return Ok(());
             }
-            self.counters.note(self.egress, |c| c.sends += 1);
+            let plain = u64::from(self.egress.is_zero_copy());
+            self.counters
+                .note(self.egress, |c| (c.sends, c.plain_sends) = (c.sends + 1, c.plain_sends + plain));
             let (result, mut gather) = self.ring.send_gather(self.socket, gather, more).await;
             match result {
                 Ok(sent) => gather.advance(sent),
@@ -192,16 +212,36 @@ impl Egress {
     /// Whether it reads files past the page cache, for itself or for what it does not carry.
     #[must_use]
     pub fn reads_direct(self) -> bool {
-        self == Egress::Direct || !self.carries().file
+        matches!(self, Egress::Direct | Egress::DirectZc) || !self.carries().file
+    }
+
+    /// Whether memory stays with the kernel after a send has completed.
+    #[must_use]
+    pub fn is_zero_copy(self) -> bool {
+        self.free_signal() == FreeSignal::Release
+    }
+
+    /// The strategy that takes the same way with a copy, for kernels without zero-copy sends.
+    fn by_copying(self) -> Egress {
+        match self {
+            Egress::DirectZc => Egress::Direct,
+            Egress::TailZc => Egress::Tail,
+            other => other,
+        }
     }
 
     /// Who moves `piece` when this strategy was asked to: itself, or the named fallback. Memory is sent from where it
-    /// is; a file that has a direct descriptor is read by that, any other by `copy`.
+    /// is; a file that has a direct descriptor is read by that, any other by `copy`. Zero-copy strategies stand in for each
+    /// other.
     #[must_use]
     pub fn carrier_of(self, piece: &Piece) -> Egress {
         match piece {
-            Piece::Memory(_) if !self.carries().memory => Egress::Tail,
+            Piece::Memory(_) if !self.carries().memory => match self {
+                Egress::DirectZc => Egress::TailZc,
+                _ => Egress::Tail,
+            },
             Piece::File { file, .. } if self.reads_direct() => match file.direct {
+                Some(_) if self.is_zero_copy() => Egress::DirectZc,
                 Some(_) => Egress::Direct,
                 None => Egress::Copy,
             },

@@ -20,5 +20,5 @@ pub(super) const DECLARATION: Declaration = Declaration {
 
 pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {
     let Piece::Memory(lease) = piece else { unreachable!("tail carries memory pieces") };
-    out.add_memory(lease).await
+    out.add_records(lease, false).await
 }
