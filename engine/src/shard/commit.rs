@@ -448,7 +448,7 @@ async fn upkeep_loop(partition: &Partition) {
 }
 
 fn next_chore(partition: &Partition) -> Option<Chore> {
-    if partition.0.state.get() != State::Open || partition.owes() {
+    if partition.0.state.get() != State::Open || partition.owes() || partition.0.cutting.get() {
         return None;
     }
     let log = partition.0.log.borrow();

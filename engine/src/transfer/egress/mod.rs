@@ -2,6 +2,7 @@
 
 mod copy;
 mod direct;
+mod mmap;
 mod null;
 mod sendfile;
 mod splice;
@@ -62,6 +63,8 @@ strategies! {
     Sendfile => sendfile,
     /// `splice(2)`: pages go from the cache through a pipe to the socket.
     Splice => splice,
+    /// Send from a map of a sealed segment.
+    Mmap => mmap,
     /// Read past the page cache into registered memory, send from there.
     Direct => direct,
     /// Send from the tail cache: the memory that the batch was written from.
@@ -69,6 +72,9 @@ strategies! {
     /// Discard: for benchmarks, never for clients.
     Null => null,
 }
+
+/// Bytes that are held back at the end of what is sent from a file: an answer without them is not complete.
+const HELD_BYTES: u64 = 64;
 
 /// A send under way.
 pub(super) struct Outgoing<'a> {
@@ -111,11 +117,37 @@ impl Outgoing<'_> {
                         self.counters.note(wanted, |c| c.fallback_bytes += bytes);
                     }
                     self.counters.note(self.egress, |c| c.bytes += bytes);
-                    send_piece(self.egress, self, piece).await?;
+                    self.send_checked(piece).await?;
                 }
             }
         }
         self.flush(false).await
+    }
+
+    /// Sends a piece so that the answer is never complete with bytes that somebody else changed: its last bytes go out
+    /// when it is known that the file was still what it was after all others had been taken from it.
+    ///
+    /// What reads into our own memory still has its last unit there when it comes back. What sends from the file itself
+    /// gets the piece without its last bytes, and those are read here. A piece of [0, 5000): `sendfile` sends [0, 4936),
+    /// [4936, 5000) is read, the file is looked at, and then that follows.
+    async fn send_checked(&mut self, piece: Piece) -> io::Result<()> {
+        let Piece::File { file, at, bytes } = &piece else {
+            return send_piece(self.egress, self, piece).await;
+        };
+        let (file, at, bytes) = (file.clone(), *at, *bytes);
+        if !self.egress.sends_from_file() {
+            send_piece(self.egress, self, piece).await?;
+            return file.check_unchanged(self.ring, at.0, at.0 + bytes);
+        }
+        let held = bytes.min(HELD_BYTES);
+        if held < bytes {
+            let rest = Piece::File { file: file.clone(), at, bytes: bytes - held };
+            send_piece(self.egress, self, rest).await?;
+        }
+        let end = at.0 + bytes;
+        let last = copy::read_unit(self.ring, &file, end - held, end).await?;
+        file.check_unchanged(self.ring, at.0, end)?;
+        self.add_memory(last).await
     }
 
     /// Appends memory to what the next send takes along.
@@ -195,12 +227,18 @@ impl Egress {
         self == Egress::Direct || !self.carries().file
     }
 
+    /// Whether bytes go to the socket without having been in memory of our own.
+    fn sends_from_file(self) -> bool {
+        self == Egress::Mmap || self.free_signal() == FreeSignal::None
+    }
+
     /// Who moves `piece` when this strategy was asked to: itself, or the named fallback. Memory is sent from where it
     /// is; a file that has a direct descriptor is read by that, any other by `copy`.
     #[must_use]
     pub fn carrier_of(self, piece: &Piece) -> Egress {
         match piece {
             Piece::Memory(_) if !self.carries().memory => Egress::Tail,
+            Piece::File { file, .. } if self == Egress::Mmap && !file.is_mapped() => Egress::Copy,
             Piece::File { file, .. } if self.reads_direct() => match file.direct {
                 Some(_) => Egress::Direct,
                 None => Egress::Copy,
