@@ -110,3 +110,135 @@ impl Known {
         std::ptr::eq(self.file.as_ptr(), Rc::as_ptr(file))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::sys::sim::{DiskImage, World};
+    use crate::sys::{OpenOptions, Socket};
+    use crate::transfer::{Egress, Piece, Response, TransferCounters, send};
+    use crate::types::{Offset, Position};
+
+    const BYTES: u64 = 100_000;
+
+    fn path(number: usize) -> PathBuf {
+        PathBuf::from(format!("/data/t-0/{number:020}.log"))
+    }
+
+    fn world(files: usize, bytes: u64) -> World {
+        let mut image = DiskImage::new();
+        for number in 0..files {
+            image.write(&path(number), 0, &vec![number as u8 + 1; BYTES as usize]);
+            image.set_len(&path(number), bytes);
+        }
+        World::boot(7, image)
+    }
+
+    async fn open(ring: &Ring, number: usize, bytes: u64) -> Rc<SegmentFile> {
+        let file = ring.open(&path(number), OpenOptions::default()).await.unwrap();
+        let file = SegmentFile::new(Offset(number as i64), file, None, path(number).into());
+        file.seal(ring, Position(bytes)).unwrap();
+        Rc::new(file)
+    }
+
+    #[test]
+    fn the_map_that_was_not_used_for_longest_goes_first() {
+        let world = world(MAPS_MAX + 2, BYTES);
+        let ring = world.ring(1 << 20);
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            let (maps, mut files) = (Maps::default(), Vec::new());
+            for number in 0..MAPS_MAX + 2 {
+                files.push(open(&main, number, BYTES).await);
+                assert!(maps.ready(&main, &files[number]).await, "mapping takes time");
+                assert!(!maps.ready(&main, &files[number]).await && files[number].is_mapped());
+                // The first one is used all the time.
+                assert!(!maps.ready(&main, &files[0]).await);
+                assert_eq!(maps.mapped(), (number + 1).min(MAPS_MAX));
+            }
+            assert!(files[0].is_mapped() && !files[1].is_mapped() && !files[2].is_mapped());
+            // Removed segments make room by themselves.
+            files.truncate(10);
+            let again = maps.ready(&main, &files[1]).await;
+            assert!(again && files[0].is_mapped() && files[3].is_mapped() && maps.mapped() == 9);
+        });
+        ring.shut_down();
+    }
+
+    #[test]
+    fn maps_of_large_segments_are_fewer() {
+        let bytes = MAPPED_BYTES_MAX / 4;
+        let world = world(8, bytes);
+        let ring = world.ring(1 << 20);
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            let (maps, mut files) = (Maps::default(), Vec::new());
+            for number in 0..8 {
+                files.push(open(&main, number, bytes).await);
+                maps.ready(&main, &files[number]).await;
+                assert_eq!(maps.mapped(), (number + 1).min(4));
+            }
+        });
+        ring.shut_down();
+    }
+
+    /// In the simulated world too: what is complete is right, what was changed is refused with its name.
+    #[test]
+    fn a_file_that_is_cut_while_it_is_sent_is_refused() {
+        for egress in [Egress::Mmap, Egress::Sendfile, Egress::Splice, Egress::Copy] {
+            let mut refused = 0;
+            for seed in 0..40u64 {
+                let world = World::boot(seed, {
+                    let mut image = DiskImage::new();
+                    image.write(&path(1), 0, &[9; BYTES as usize]);
+                    image
+                });
+                let ring = world.ring(8 << 20);
+                let main = ring.clone();
+                refused += world.run(&[&ring], async move {
+                    let file = open(&main, 1, BYTES).await;
+                    let maps = Maps::default();
+                    assert!(maps.ready(&main, &file).await);
+                    let listener = main.listen(SocketAddr::from(([127, 0, 0, 1], 7)), false).unwrap();
+                    let ours = main.connect(listener.address()).await.unwrap();
+                    let peer = main.accept(&listener).await.unwrap();
+                    let (cutter, wait) = (main.clone(), seed * 40);
+                    main.spawn(async move {
+                        let write = OpenOptions { write: true, ..OpenOptions::default() };
+                        let file = cutter.open(&path(1), write).await.unwrap();
+                        cutter.sleep(std::time::Duration::from_micros(wait)).await;
+                        cutter.trim(&file, wait * 10).await.unwrap();
+                    });
+                    let reading = main.clone();
+                    main.spawn(async move { take_all(&reading, &peer).await });
+                    let (mut response, counters) = (Response::default(), TransferCounters::default());
+                    response.push_records(Piece::File { file, at: Position(0), bytes: BYTES });
+                    let sent = send(&main, &ours, egress, &mut response, &counters).await;
+                    if let Err(error) = &sent {
+                        let words = error.to_string();
+                        assert!(
+                            words.contains("t-0/00000000000000000001.log") && words.contains("position"),
+                            "{words}"
+                        );
+                    }
+                    u32::from(sent.is_err())
+                });
+                ring.shut_down();
+            }
+            assert!((1..40).contains(&refused), "{egress}: {refused} of 40 were refused");
+        }
+    }
+
+    async fn take_all(ring: &Ring, socket: &Socket) {
+        loop {
+            let memory = ring.lease(4096).await.unwrap();
+            match ring.recv(socket, memory).await {
+                (Ok(bytes), memory) if bytes > 0 => drop(memory),
+                _ => return,
+            }
+        }
+    }
+}
