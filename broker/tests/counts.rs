@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ringlog::log::BatchBuilder;
+use ringlog::log::{BatchBuilder, LogConfig};
 use ringlog::sys::{Ring, UringOptions, topology};
 use ringlog::types::Timestamp;
 use ringlog::{
@@ -187,10 +187,45 @@ fn ten_thousand_appends_and_fetches_within_one_segment_do_not_allocate() {
     }
 }
 
+#[test]
+fn ten_thousand_fetches_from_a_map_do_not_allocate() {
+    const OTHERS_MAX: u64 = 32;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let config =
+        ShardConfig { ingress: Ingress::Buffered, egress: Egress::Mmap, ..ShardConfig::new(dir.path()) };
+    let ring = Ring::of_kernel(&UringOptions::default(), config.arena_bytes_max).unwrap();
+    let log = LogConfig { segment_bytes_max: 1 << 20, ..LogConfig::default() };
+    let (shard, address) = ring.run(serving_segments(ring.clone(), config, log));
+    let mut producer = Client::new(address, produce_frame(0, &batch(1000)), 32);
+    run_beside(&ring, || producer.run(3000, assert_appended));
+    // From two sealed segments in turn.
+    let mut consumers = [100, 1500].map(|offset| Client::new(address, fetch_frame(offset, 16 << 10), 5));
+    let mut fetch = |count| {
+        run_beside(&ring, || consumers.iter_mut().for_each(|consumer| consumer.run(count, assert_fetched)))
+    };
+    fetch(200);
+    let before = [Egress::Mmap, Egress::Copy].map(|egress| shard.transfers().egress(egress));
+    let fetches = fetch(5000);
+    let after = [Egress::Mmap, Egress::Copy].map(|egress| shard.transfers().egress(egress));
+    println!("{fetches} allocations in 10,000 fetches from two maps");
+    assert!(fetches <= OTHERS_MAX, "{fetches} allocations in 10,000 fetches");
+    assert!(after[0].bytes - before[0].bytes > 10_000 * 15_000, "{before:?} {after:?}");
+    assert_eq!(
+        (after[0].fallback_bytes, after[0].cold_reads, after[1].bytes),
+        (before[0].fallback_bytes, before[0].cold_reads, before[1].bytes)
+    );
+    ring.run(async move { shard.close().await }).unwrap();
+    ring.shut_down();
+}
+
 /// A shard with a topic, on the calling thread's ring, and a broker on it.
 async fn serving(ring: Ring, config: ShardConfig) -> (Shard, SocketAddr) {
+    serving_segments(ring, config, LogConfig::default()).await
+}
+
+async fn serving_segments(ring: Ring, config: ShardConfig, log: LogConfig) -> (Shard, SocketAddr) {
     let shard = Shard::open(&ring, config).await.unwrap();
-    let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
+    let topic = TopicConfig { ack: Ack::Written, log, ..TopicConfig::default() };
     shard.create_topic(TOPIC, 4, topic).await.unwrap();
     let bound = bind(&shard, BrokerConfig::new("127.0.0.1:0".parse().unwrap())).unwrap();
     let address = bound.address();

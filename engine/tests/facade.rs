@@ -1,6 +1,6 @@
 //! The engine as another program sees it: from any thread, over its own handles.
 
-use ringlog::log::{BatchBuilder, BatchHeader};
+use ringlog::log::{BatchBuilder, BatchHeader, LogConfig};
 use ringlog::types::{Offset, Timestamp};
 use ringlog::{Ack, Egress, Engine, EngineConfig, EngineError, Ingress, TopicConfig, block_on};
 
@@ -52,7 +52,10 @@ fn every_egress_sends_the_same_bytes_from_memory_and_from_disk() {
             let engine = engine(&directory, *ingress);
             block_on(async {
                 if !reopened {
-                    engine.create_topic("t", 1, TopicConfig::default()).await.unwrap();
+                    // The last few batches go to a second segment: what is read lies in one that is sealed.
+                    let log = LogConfig { segment_bytes_max: 520_000, ..LogConfig::default() };
+                    let topic = TopicConfig { log, ..TopicConfig::default() };
+                    engine.create_topic("t", 1, topic).await.unwrap();
                     let partition = engine.partition("t", 0).await.unwrap();
                     for number in 0..30 {
                         partition.append(&batch(number), None).await.unwrap();

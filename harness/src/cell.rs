@@ -47,6 +47,8 @@ use crate::waiting::{Signal, Started, start, unless, within};
 const STEP: Duration = Duration::from_millis(100);
 /// How long answers, or the last records, may take once nothing more is sent.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(20);
+/// Segments of topics that are read whole afterwards.
+const CATCH_UP_SEGMENT_BYTES: u64 = 16 << 20;
 /// How long filling and reading a log may take.
 const WHOLE_LOG_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -280,7 +282,9 @@ impl CellRun {
             return Ok(());
         }
         let connection = Connection::open(&self.ring, self.address).await?;
-        connection.create_topic(topic, self.spec.partitions).await
+        // Who catches up reads what was sealed long ago, but for the end of it.
+        let segment_bytes = self.cell.load.catches_up().then_some(CATCH_UP_SEGMENT_BYTES);
+        connection.create_topic(topic, self.spec.partitions, segment_bytes).await
     }
 
     fn start_followers(&self, topic: &str, measured: Range<u64>, failure: &Failure) -> Readers {

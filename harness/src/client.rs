@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ringlog::sys::{Lease, LeaseMut, Ring, Socket};
-use ringlog_broker::wire::create_topics::{CreatableTopic, CreateTopicsRequest, CreateTopicsResponse};
+use ringlog_broker::wire::create_topics::{
+    CreatableTopic, CreatableTopicConfig, CreateTopicsRequest, CreateTopicsResponse,
+};
 use ringlog_broker::wire::metadata::{MetadataRequest, MetadataRequestTopic, MetadataResponse};
 use ringlog_broker::wire::{
     Encode, Encoder, Message, PREFIX_BYTES, RequestHeader, decode_response, encode_request,
@@ -98,15 +100,18 @@ impl Connection {
         }
     }
 
-    /// Creates a topic with `partitions`, and waits until the broker says that every one of them has a leader.
+    /// Creates a topic with `partitions`, whose segments are at most of `segment_bytes` if that is said, and waits until the broker says that every one of them has a leader.
     ///
     /// # Errors
     /// The broker's own error, by name, or a connection that broke.
-    pub async fn create_topic(&self, name: &str, partitions: u32) -> Result<()> {
+    pub async fn create_topic(&self, name: &str, partitions: u32, segment_bytes: Option<u64>) -> Result<()> {
+        let segment_bytes = segment_bytes.map(|bytes| bytes.to_string());
+        let config = |value| CreatableTopicConfig { name: "segment.bytes", value: Some(value) };
         let topic = CreatableTopic {
             name,
             num_partitions: i32::try_from(partitions)?,
             replication_factor: 1,
+            configs: segment_bytes.as_deref().map(config).into_iter().collect(),
             ..CreatableTopic::default()
         };
         let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: 30_000, validate_only: false };

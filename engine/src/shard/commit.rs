@@ -448,7 +448,7 @@ async fn upkeep_loop(partition: &Partition) {
 }
 
 fn next_chore(partition: &Partition) -> Option<Chore> {
-    if partition.0.state.get() != State::Open || partition.owes() {
+    if partition.0.state.get() != State::Open || partition.owes() || partition.0.cutting.get() {
         return None;
     }
     let log = partition.0.log.borrow();
@@ -514,6 +514,10 @@ async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
     if let Some(entry) = partition.0.files.borrow_mut().get_mut(base) {
         entry.writer = None;
         entry.finished = true;
+        // What it is like from now on; one that cannot be asked now is asked by the first who reads it.
+        if let Some(reader) = &entry.reader {
+            let _ = reader.seal(ring, end);
+        }
     }
     Ok(())
 }

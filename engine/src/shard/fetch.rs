@@ -64,8 +64,7 @@ impl Partition {
                     log.extent_from(point, bytes_max, marks.high_watermark)
                 }
             };
-            if self.reader_if_open(extent.segment).is_none() {
-                self.open_reader(extent.segment).await?;
+            if self.ready_reader(extent, egress).await? {
                 continue; // The log may have moved meanwhile.
             }
             self.add_pieces(extent, egress, pieces);
@@ -193,7 +192,7 @@ impl Partition {
     /// Reads `bytes` at `at`, from memory or file, into one lease.
     async fn read_span(&self, segment: Offset, at: Position, bytes: u64) -> Result<Lease, FetchError> {
         let io = |e: &std::io::Error| FetchError::Io(format!("{self}: {e}"));
-        if self.reader_if_open(segment).is_none() {
+        while self.reader_if_open(segment).is_none() {
             self.open_reader(segment).await?;
         }
         let mut pieces = Vec::new();
@@ -232,8 +231,38 @@ impl Partition {
         self.0.files.borrow().get(base).and_then(|f| f.reader.clone())
     }
 
+    /// Makes the segment of `extent` ready to be sent by `egress`: open, and, once it is sealed, known to be what it was,
+    /// and mapped where that is wanted. True when that took time.
+    async fn ready_reader(&self, extent: Extent, egress: Egress) -> Result<bool, FetchError> {
+        let Extent { segment, from, to } = extent;
+        let Some(reader) = self.reader_if_open(segment) else {
+            self.open_reader(segment).await?;
+            return Ok(true);
+        };
+        if !self.0.files.borrow().get(segment).is_some_and(|f| f.finished) {
+            return Ok(false);
+        }
+        let common = &self.0.common;
+        let checked = match reader.is_sealed() {
+            true => reader.check_unchanged(&common.ring, from.0, to.0),
+            false => match self.0.log.borrow().segment(segment).map(|s| s.end) {
+                Some(end) => reader.seal(&common.ring, end),
+                None => return Ok(true),
+            },
+        };
+        checked.map_err(|e| FetchError::Io(format!("{self}: {e}")))?;
+        match egress {
+            Egress::Mmap => Ok(common.maps.ready(&common.ring, &reader).await),
+            _ => Ok(false),
+        }
+    }
+
     async fn open_reader(&self, base: Offset) -> Result<(), FetchError> {
+        let generation = self.generation();
         let opened = self.open_segment(base).await.map_err(|e| FetchError::Io(format!("{self}: {e}")))?;
+        if self.generation() != generation {
+            return Ok(()); // It may be the file that another one has taken the place of.
+        }
         let mut files = self.0.files.borrow_mut();
         let entry = files.get_mut(base).ok_or(FetchError::Closed)?;
         entry.reader.get_or_insert_with(|| opened.into());
@@ -249,7 +278,7 @@ impl Partition {
             true => Some(ring.open(&path, OpenOptions { direct: true, ..OpenOptions::default() }).await?),
             false => None,
         };
-        Ok(SegmentFile { base, file, direct, path: path.into() })
+        Ok(SegmentFile::new(base, file, direct, path.into()))
     }
 
     /// File pieces first, memory behind: the tail cache holds the end of what there is.

@@ -12,6 +12,7 @@ mod errors;
 mod fetch;
 mod files;
 mod lanes;
+mod maps;
 mod node;
 mod owed;
 mod partition;
@@ -35,6 +36,7 @@ pub use config::{Mutant, SETTINGS, Setting, SettingKind, ShardConfig, Timestamps
 pub use errors::{AppendError, FetchError, OpenError, TopicError, TruncateError};
 pub use fetch::Fetched;
 pub use lanes::{LANE_CALLS_MAX, LaneCounters};
+pub use maps::{MAPPED_BYTES_MAX, MAPS_MAX};
 pub use node::{Identity, Node};
 pub use partition::Partition;
 pub use placement::{VIRTUAL_SHARDS, owner, virtual_shard};

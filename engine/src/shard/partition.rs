@@ -65,6 +65,8 @@ pub(super) struct Inner {
     pub unit_under_way: Cell<bool>,
     pub flush_under_way: Cell<bool>,
     pub chore_under_way: Cell<bool>,
+    /// The log is being cut: no chores until that is done.
+    pub cutting: Cell<bool>,
     /// How often a drain was hindered.
     stop_retries: Cell<u32>,
     /// Base offsets of segments whose files are still to be removed.
@@ -120,6 +122,7 @@ impl Partition {
             unit_under_way: Cell::new(false),
             flush_under_way: Cell::new(false),
             chore_under_way: Cell::new(false),
+            cutting: Cell::new(false),
             stop_retries: Cell::new(0),
             unremoved: RefCell::new(Vec::new()),
             checkpointed: Cell::new(end),
@@ -413,6 +416,10 @@ impl Partition {
     /// # Errors
     /// See [`TruncateError`].
     pub async fn truncate_to(&self, to: Offset) -> Result<Offset, TruncateError> {
+        // Nobody is given a place in the log meanwhile, and nobody prepares room in a file that is about to be replaced.
+        let turn = self.take_turn();
+        turn.comes().await;
+        let _cutting = Cutting::new(self);
         self.quiesce().await?;
         let marks = self.marks();
         if to < marks.log_start || to > marks.log_end.offset {
@@ -420,16 +427,38 @@ impl Partition {
             return Err(TruncateError::OutOfRange { to, log_start, log_end });
         }
         let at = self.boundary_at(to, marks.log_end).await?;
+        self.cut_file(at).await?;
         let cut = self.0.log.borrow_mut().truncate_to(at);
         self.moved(&cut.removed_segments);
-        let (segment, position) = cut.cut;
-        let file = self.writer(segment).await?;
-        self.mind_flush(segment, position, self.0.common.ring.trim(&file, position.0).await)?;
-        self.0.log.borrow_mut().set_prepared(position);
+        self.0.log.borrow_mut().set_prepared(at.position);
         self.remove_files(&cut.removed_segments).await?;
         self.store_epochs().await?;
         self.wake_task();
         Ok(at.offset)
+    }
+
+    /// Cuts a segment's file by a new one in its place. Sockets may hold pages of the old one, and plans may still read it:
+    /// cut in place, what they have under way would turn into zeros, and then into what is appended there next.
+    async fn cut_file(&self, at: LogPoint) -> std::io::Result<()> {
+        let ring = &self.0.common.ring;
+        let (path, index, time_index) = {
+            let files = self.0.files.borrow();
+            let path = |ext| files.path(at.segment, ext);
+            (path(Ext::Log), path(Ext::Index), path(Ext::TimeIndex))
+        };
+        // One that has them is believed to end where it ends, and to be sealed.
+        ring.remove(&index).await?;
+        ring.remove(&time_index).await?;
+        match ring.cut_anew(&path, at.position.0).await {
+            // A segment that nothing was written to yet may have no file.
+            Err(error) if at.position == Position(0) && error.kind() == std::io::ErrorKind::NotFound => {}
+            cut => self.mind_flush(at.segment, at.position, cut)?,
+        }
+        if let Some(entry) = self.0.files.borrow_mut().get_mut(at.segment) {
+            (entry.writer, entry.reader) = (None, None);
+            (entry.dirty, entry.finished) = (false, false);
+        }
+        Ok(())
     }
 
     /// Drops everything; the log starts empty at `offset`.
@@ -519,8 +548,9 @@ impl Partition {
         loop {
             self.check_open()?;
             let marks = self.marks();
-            if marks.durable == marks.log_end && !self.0.unit_under_way.get() && !self.0.flush_under_way.get()
-            {
+            let busy =
+                self.0.unit_under_way.get() || self.0.flush_under_way.get() || self.0.chore_under_way.get();
+            if marks.durable == marks.log_end && !busy {
                 return Ok(());
             }
             self.0.sync_wanted.set(marks.log_end.offset);
@@ -707,6 +737,23 @@ impl Partition {
             self.wake_watchers();
         }
         self.0.ack_waiters.wake_all();
+    }
+}
+
+/// Keeps chores away while it lives.
+struct Cutting<'a>(&'a Partition);
+
+impl<'a> Cutting<'a> {
+    fn new(partition: &'a Partition) -> Cutting<'a> {
+        partition.0.cutting.set(true);
+        Cutting(partition)
+    }
+}
+
+impl Drop for Cutting<'_> {
+    fn drop(&mut self) {
+        self.0.0.cutting.set(false);
+        self.0.wake_task();
     }
 }
 

@@ -14,6 +14,7 @@ use super::checkpoints;
 use super::config::ShardConfig;
 use super::errors::OpenError;
 use super::lanes::{self, Answer, Call, LaneCounters, Lanes, Work};
+use super::maps::Maps;
 use super::node::{Identity, Node};
 use super::partition::{Inner as PartitionInner, Partition, partition_dir};
 use super::recovery;
@@ -75,6 +76,7 @@ pub(super) struct Common {
     pub lanes: Rc<Lanes>,
     pub transfers: TransferCounters,
     pub stages: Stages,
+    pub maps: Maps,
     pub partitions: RefCell<Vec<Weak<PartitionInner>>>,
     pub cached_bytes: Cell<usize>,
     pub checkpoint_due: Cell<bool>,
@@ -140,6 +142,7 @@ impl Shard {
             node: node.clone(),
             transfers: TransferCounters::default(),
             stages: Stages::default(),
+            maps: Maps::default(),
             partitions: RefCell::new(Vec::new()),
             cached_bytes: Cell::new(0),
             checkpoint_due: Cell::new(id == ShardId(0)),

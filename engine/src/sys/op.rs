@@ -17,6 +17,7 @@ use super::clock::Moment;
 use super::flushes::Flushes;
 use super::gather::Gather;
 use super::lending::{Loan, Unreleased};
+use super::map::{FileMap, Mapping};
 use super::sim::{SimFile, SimListener, SimLock, SimSocket};
 use super::uring::OsHandle;
 
@@ -208,6 +209,23 @@ pub(crate) enum Job {
         from: u64,
         to: u64,
     },
+    /// Maps the first `bytes` of the file.
+    Map {
+        bytes: u64,
+    },
+    /// Brings `[from, to)` of the file into the page cache and into its map.
+    Populate {
+        map: FileMap,
+        from: u64,
+        to: u64,
+    },
+    Unmap(Arc<Mapping>),
+    /// Puts a new file with the first `to` bytes in the place of the one under `path`, which lives on for those who have
+    /// it open; syncs all of it.
+    CutAnew {
+        path: PathBuf,
+        to: u64,
+    },
     Lock {
         path: PathBuf,
     },
@@ -241,6 +259,9 @@ pub(crate) enum Reply {
     Flushes(Flushes),
     Lock(DirLock),
     Chunk(Chunk),
+    /// What a helper mapped; the ring that asked turns it into a [`FileMap`].
+    Mapped(Arc<Mapping>),
+    Map(FileMap),
 }
 
 /// One answer of the world.

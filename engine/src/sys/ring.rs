@@ -22,12 +22,14 @@ use super::clock::Moment;
 use super::flushes::Flushes;
 use super::gather::Gather;
 use super::lending::{Lending, LendingBook, Loan, ZeroCopyUse};
+use super::map::FileMap;
 use super::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, OpenOptions, Reply, Request, SharedFile,
     SharedFileKind, Socket, Token,
 };
 use super::pipe::{Pipe, Pipes};
 use super::sim::SimDriver;
+use super::stamp::FileStamp;
 use super::task::{Bell, Executor};
 use super::uring::{Uring, UringError, UringOptions};
 use crate::types::Timestamp;
@@ -654,6 +656,37 @@ impl Ring {
         Ok(sent)
     }
 
+    /// `send(2)` from a map, now, without waiting: bytes taken by the socket. The range must be resident in the page cache
+    /// ([`Ring::is_resident`]), or the whole thread waits for the disk. `more` says that further bytes follow.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the socket's buffer is full, `EFAULT` when the file no longer has these bytes or the map was given
+    /// up; otherwise what the kernel said.
+    pub fn send_mapped(
+        &self,
+        socket: &Socket,
+        map: &FileMap,
+        at: u64,
+        bytes: u64,
+        more: bool,
+    ) -> io::Result<usize> {
+        match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.send_mapped(socket, map, at, bytes, more),
+            Driver::Sim(sim) => sim.send_mapped(socket, map, at, bytes),
+        }
+    }
+
+    /// What `file` shows when it is changed, now.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn stamp(&self, file: &File) -> io::Result<FileStamp> {
+        match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.stamp(file),
+            Driver::Sim(sim) => sim.stamp(file),
+        }
+    }
+
     /// Whether all of `[at, at + bytes)` lies in the page cache now. `false` when the kernel cannot tell.
     #[must_use]
     pub fn is_resident(&self, file: &File, at: u64, bytes: u64) -> bool {
@@ -850,6 +883,39 @@ impl Ring {
     /// What the kernel said.
     pub async fn warm_cache(&self, file: &File, from: u64, to: u64) -> io::Result<()> {
         self.help(Job::WarmCache { from, to }, Some(file.clone())).await.map(drop)
+    }
+
+    /// Maps the first `bytes` of `file`, guarded against others who change it, on a helper.
+    ///
+    /// # Errors
+    /// What the kernel said; `QuotaExceeded` when [`super::GUARDED_MAPS_MAX`] files are mapped already.
+    pub async fn map(&self, file: &File, bytes: u64) -> io::Result<FileMap> {
+        match self.help(Job::Map { bytes }, Some(file.clone())).await? {
+            Reply::Map(map) => Ok(map),
+            Reply::Mapped(mapping) => match &*self.0.driver.borrow() {
+                Driver::Uring(uring) => Ok(uring.adopt_map(mapping)),
+                Driver::Sim(_) => unreachable!("the simulated world has no mappings"),
+            },
+            _ => unreachable!("mapping replies with a map"),
+        }
+    }
+
+    /// Brings `[from, to)` of `file` into the page cache and into `map`, on a helper.
+    ///
+    /// # Errors
+    /// `EFAULT` when the file no longer has these bytes or the map was given up; or what the kernel said.
+    pub async fn populate(&self, file: &File, map: &FileMap, from: u64, to: u64) -> io::Result<()> {
+        let job = Job::Populate { map: map.clone(), from, to };
+        self.help(job, Some(file.clone())).await.map(drop)
+    }
+
+    /// Puts a new file with the first `to` bytes in the place of the one under `path`, durably, on a helper. Whoever has
+    /// the old one open, or its pages in a socket, keeps all of it.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path; then the old one is still there.
+    pub async fn cut_anew(&self, path: &Path, to: u64) -> io::Result<()> {
+        self.help(Job::CutAnew { path: path.to_owned(), to }, None).await.map(drop)
     }
 
     /// Claims a directory for this process by a lock on `path` in it.

@@ -1,5 +1,6 @@
 //! What is to be moved: pieces of record bytes, where each lies, and the protocol bytes around them.
 
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::sys::{File, Gather, Lease, Ring, SharedFile};
+use crate::sys::{File, FileMap, FileStamp, Gather, Lease, MapState, Ring, SharedFile};
 use crate::types::{Offset, Position};
 
 /// A segment's file, open for reading. Plans hold it, so the descriptor lives as long as the last plan that uses it.
@@ -20,9 +21,85 @@ pub struct SegmentFile {
     pub direct: Option<File>,
     /// For messages.
     pub path: Arc<Path>,
+    /// What it showed when nobody had any business to change it any more: sealed, trimmed, flushed.
+    sealed: Cell<Option<FileStamp>>,
+    map: RefCell<Option<FileMap>>,
 }
 
 impl SegmentFile {
+    /// A segment's file, not yet known to be sealed.
+    #[must_use]
+    pub fn new(base: Offset, file: File, direct: Option<File>, path: Arc<Path>) -> SegmentFile {
+        SegmentFile { base, file, direct, path, sealed: Cell::new(None), map: RefCell::new(None) }
+    }
+
+    /// Notes that nobody writes to it any more: from now on it must stay as it is.
+    ///
+    /// # Errors
+    /// What the kernel said; or it is shorter than `end`.
+    pub(crate) fn seal(&self, ring: &Ring, end: Position) -> io::Result<()> {
+        let stamp = ring.stamp(&self.file).map_err(|e| self.explain("asking about", end.0, &e))?;
+        if stamp.bytes < end.0 {
+            return Err(self.ends_early(stamp.bytes, end.0));
+        }
+        self.sealed.set(Some(stamp));
+        Ok(())
+    }
+
+    /// Its size, once nobody has any business to change it.
+    #[must_use]
+    pub(crate) fn sealed_bytes(&self) -> Option<u64> {
+        self.sealed.get().map(|stamp| stamp.bytes)
+    }
+
+    /// Whether [`SegmentFile::seal`] was done.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.get().is_some()
+    }
+
+    /// Whether what was read of it up to now, between `from` and `end`, is what was written to it: another process may have
+    /// changed it since it was sealed. Of the active segment only its size can be told.
+    ///
+    /// # Errors
+    /// It was changed, or the kernel does not say.
+    pub(crate) fn check_unchanged(&self, ring: &Ring, from: u64, end: u64) -> io::Result<()> {
+        let now = ring.stamp(&self.file).map_err(|e| self.explain("asking about", from, &e))?;
+        match self.sealed.get() {
+            Some(sealed) if sealed == now => Ok(()),
+            None if end <= now.bytes => Ok(()),
+            None => Err(self.ends_early(now.bytes, end)),
+            Some(sealed) => {
+                let path = self.path.display();
+                let what = match now.bytes == sealed.bytes {
+                    true => "modified".to_owned(),
+                    false => format!("changed from {} to {} bytes", sealed.bytes, now.bytes),
+                };
+                let message = format!(
+                    "{path} was {what} by somebody else: nothing between position {from} and {end} is believed"
+                );
+                Err(io::Error::new(io::ErrorKind::InvalidData, message))
+            }
+        }
+    }
+
+    /// Its map, where it has one that shows the file.
+    #[must_use]
+    pub fn map(&self) -> Option<FileMap> {
+        self.map.borrow().as_ref().filter(|map| map.state() == MapState::Whole).cloned()
+    }
+
+    /// Whether it has a map that shows the file.
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        self.map.borrow().as_ref().is_some_and(|map| map.state() == MapState::Whole)
+    }
+
+    /// Gives it a map, or takes it away: who sends from it now goes on doing so.
+    pub(crate) fn set_map(&self, map: Option<FileMap>) -> Option<FileMap> {
+        self.map.replace(map)
+    }
+
     /// What went wrong with it, and where: its path names partition and base offset.
     pub(crate) fn explain(&self, doing: &str, position: u64, error: &io::Error) -> io::Error {
         io::Error::new(
@@ -79,6 +156,10 @@ pub enum SharedPiece {
         direct: Option<SharedFile>,
         /// For messages.
         path: Arc<Path>,
+        /// See [`SegmentFile::seal`].
+        sealed: Option<FileStamp>,
+        /// Its map, if it has one.
+        map: Option<FileMap>,
         /// Where it begins.
         at: Position,
         /// How long it is.
@@ -97,6 +178,8 @@ impl Piece {
                 file: file.file.share(),
                 direct: file.direct.as_ref().map(File::share),
                 path: file.path.clone(),
+                sealed: file.sealed.get(),
+                map: file.map(),
                 at,
                 bytes,
             },
@@ -110,10 +193,15 @@ impl SharedPiece {
     pub fn adopt(self, ring: &Ring) -> Piece {
         match self {
             SharedPiece::Memory(lease) => Piece::Memory(lease),
-            SharedPiece::File { base, file, direct, path, at, bytes } => {
+            SharedPiece::File { base, file, direct, path, sealed, map, at, bytes } => {
                 let file = ring.adopt_shared(&file);
                 let direct = direct.map(|direct| ring.adopt_shared(&direct));
-                Piece::File { file: Rc::new(SegmentFile { base, file, direct, path }), at, bytes }
+                let (sealed, map) = (Cell::new(sealed), RefCell::new(map));
+                Piece::File {
+                    file: Rc::new(SegmentFile { base, file, direct, path, sealed, map }),
+                    at,
+                    bytes,
+                }
             }
         }
     }

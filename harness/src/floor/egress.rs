@@ -28,6 +28,8 @@ pub(super) enum Way {
     Sendfile,
     /// splice(2) by a pipe.
     Splice,
+    /// send(2) from a map of the file.
+    Mmap,
 }
 
 /// What was begun for the next answer.
@@ -49,6 +51,7 @@ impl FromStr for Way {
             "direct_zc" | "tail_zc" => Way::DirectZc,
             "sendfile" => Way::Sendfile,
             "splice" => Way::Splice,
+            "mmap" => Way::Mmap,
             _ => bail!("there is no floor for egress `{name}`"),
         })
     }
@@ -93,7 +96,7 @@ pub(super) async fn answer(
                     answer.push(bytes)?;
                 }
             }
-            Way::Sendfile | Way::Splice => {
+            Way::Sendfile | Way::Splice | Way::Mmap => {
                 answer.send(ring, socket, true).await?;
                 share(ring, partition, way, socket, stretch, ahead).await?;
             }
@@ -137,7 +140,7 @@ async fn lend(ring: &Ring, socket: &Socket, answer: &mut Answer, mut bytes: Leas
     Ok(None)
 }
 
-/// Puts pages of the file into the socket's queue.
+/// Puts pages of the file, or what a map shows of them, into the socket's queue.
 async fn share(
     ring: &Ring,
     partition: &Partition,
@@ -159,6 +162,10 @@ async fn share(
         warm_to = at + WARM_BYTES.max(stretch.bytes);
         ring.warm_cache(file, at, warm_to).await?;
     }
+    let map = match way {
+        Way::Mmap => Some(partition.map(ring).await?),
+        _ => None,
+    };
     // One step is brought in while the one before it is sent.
     let next = if warm_to - end <= WARM_BYTES / 2 { warm_to + WARM_BYTES } else { warm_to };
     let (warm, cold) = (ring.clone(), file.clone());
@@ -172,6 +179,10 @@ async fn share(
     };
     while at < end || pipe.as_ref().is_some_and(|pipe| pipe.held() > 0) {
         let moved = match &mut pipe {
+            None if map.is_some() => {
+                let map = map.as_ref().expect("checked above");
+                ring.send_mapped(socket, map, at, end - at, true)
+            }
             None => ring.sendfile(socket, file, at, end - at),
             Some(pipe) if pipe.held() == 0 => {
                 let taken = ring.splice_in(file, at, (end - at) as usize, pipe)?;

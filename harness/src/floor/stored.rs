@@ -4,6 +4,7 @@
 //! record of what is in them verifies what is read, as with a server's. Beside each file lies the list of its batches, so
 //! that nothing need be read to find them.
 
+use std::cell::OnceCell;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -123,6 +124,8 @@ pub(super) struct Partition {
     /// Past the page cache.
     pub direct: sys::File,
     batches: Rc<Batches>,
+    /// Made when it is first asked for.
+    map: Rc<OnceCell<sys::FileMap>>,
 }
 
 /// A stretch of whole batches.
@@ -154,7 +157,8 @@ impl Stored {
             };
             let batches = fs::read(place.join(BATCHES)).with_context(|| place.display().to_string())?;
             let batches = Rc::new(serde_json::from_slice(&batches)?);
-            partitions.push(Partition { file: open(false).await?, direct: open(true).await?, batches });
+            let (file, direct, map) = (open(false).await?, open(true).await?, Rc::default());
+            partitions.push(Partition { file, direct, batches, map });
         }
         Ok(Stored { partitions })
     }
@@ -171,6 +175,15 @@ impl Partition {
     /// The offset behind the last batch.
     pub(super) fn end(&self) -> i64 {
         self.batches.end.0
+    }
+
+    /// The whole file, mapped.
+    pub(super) async fn map(&self, ring: &Ring) -> Result<sys::FileMap> {
+        if let Some(map) = self.map.get() {
+            return Ok(map.clone());
+        }
+        let map = ring.map(&self.file, self.batches.end.1).await.context("a map of the file")?;
+        Ok(self.map.get_or_init(|| map).clone())
     }
 
     /// The whole batches from `offset` on that fit `bytes_max`, at least one; none at the end.

@@ -119,6 +119,8 @@ impl PendingWrite {
 #[derive(Clone, Default)]
 pub(super) struct Inode {
     pub current: Content,
+    /// How often its bytes or its size were changed.
+    pub changes: u64,
     durable: Content,
     /// In the order in which their bytes became visible.
     pending: Vec<PendingWrite>,
@@ -242,8 +244,12 @@ impl DiskState {
                 ImageNode::Dir => Node::Dir,
                 ImageNode::File(content) => {
                     let inode = state.inodes.len() as u64 + 1;
-                    let file =
-                        Inode { current: content.clone(), durable: content.clone(), pending: Vec::new() };
+                    let file = Inode {
+                        current: content.clone(),
+                        changes: 0,
+                        durable: content.clone(),
+                        pending: Vec::new(),
+                    };
                     state.inodes.insert(inode, file);
                     Node::File(inode)
                 }
@@ -265,6 +271,7 @@ impl DiskState {
             DiskEvent::Wrote { inode, id, at, data } => {
                 let file = self.inode(*inode);
                 file.current.write(*at, data);
+                file.changes += 1;
                 let data = data.clone();
                 file.pending.push(PendingWrite { id: *id, at: *at, data, completed: None, forgotten: false });
             }
@@ -291,12 +298,14 @@ impl DiskState {
             DiskEvent::Prepared { inode, to } => {
                 let now = self.applied;
                 let file = self.inode(*inode);
+                file.changes += 1;
                 file.sync(now);
                 file.set_durable_size(*to, false);
             }
             DiskEvent::Trimmed { inode, to } => {
                 let now = self.applied;
                 let file = self.inode(*inode);
+                file.changes += 1;
                 file.sync(now);
                 file.set_durable_size(*to, true);
             }

@@ -17,6 +17,7 @@ use crate::sys::arena::{Arena, Chunk, Lease};
 use crate::sys::clock::Moment;
 use crate::sys::flushes::Flushes;
 use crate::sys::gather::Gather;
+use crate::sys::map::{FileMap, MapKind};
 use crate::sys::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, LockKind, OpenOptions, Reply, Request,
     Socket, Token,
@@ -24,6 +25,7 @@ use crate::sys::op::{
 use crate::sys::pipe::{Pipe, PipeKind};
 use crate::sys::refusal::{about, failed_flush};
 use crate::sys::ring::RingCounters;
+use crate::sys::stamp::FileStamp;
 use crate::types::Timestamp;
 
 /// What one visit without waiting takes of the thread's time.
@@ -215,6 +217,41 @@ impl SimDriver {
         let sent: Vec<u8> = held.drain(..room.min(held.len())).collect();
         state.send_now(socket, &sent);
         Ok(sent.len())
+    }
+
+    /// As the kernel does it: behind the end of a file that was cut there are zeros up to the end of the page, and nothing
+    /// after that.
+    pub(crate) fn send_mapped(
+        &mut self,
+        socket: &Socket,
+        map: &FileMap,
+        at: u64,
+        bytes: u64,
+    ) -> io::Result<usize> {
+        let mut state = self.world.0.borrow_mut();
+        state.rings[self.ring].counters.system_calls += 1;
+        let MapKind::Sim { file, .. } = &map.0 else { unreachable!("maps do not cross between worlds") };
+        let room = state.room_to_send(socket)?;
+        if state.faults.fails_read(&file.path) {
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
+        }
+        let content = &state.disk.state.inodes[&file.inode].current;
+        let mapped_to = content.size.next_multiple_of(BLOCK_BYTES as u64);
+        let there = mapped_to.saturating_sub(at).min(bytes).min(room as u64);
+        if there == 0 {
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
+        }
+        let mut taken = vec![0; there as usize];
+        content.read(at, &mut taken);
+        state.send_now(socket, &taken);
+        Ok(taken.len())
+    }
+
+    pub(crate) fn stamp(&mut self, file: &File) -> io::Result<FileStamp> {
+        let mut state = self.world.0.borrow_mut();
+        state.rings[self.ring].counters.system_calls += 1;
+        let inode = &state.disk.state.inodes[&sim_file(file).inode];
+        Ok(FileStamp { bytes: inode.current.size, modified_nanos: inode.changes as i64 })
     }
 
     pub(crate) fn has_name(&mut self, file: &File) -> bool {
@@ -474,6 +511,24 @@ impl State {
                 }
                 Reply::None
             }
+            Job::Map { bytes } => Reply::Map(FileMap(MapKind::Sim { file: file()?.clone(), bytes })),
+            Job::Populate { from, map, .. } => {
+                let file = file()?;
+                if self.faults.fails_read(&file.path) {
+                    return Err(io::Error::from_raw_os_error(libc::EIO));
+                }
+                if from >= self.disk.state.inodes[&file.inode].current.size {
+                    return Err(io::Error::from_raw_os_error(libc::EFAULT));
+                }
+                drop(map);
+                Reply::None
+            }
+            Job::Unmap(_) => unreachable!("a simulated map has nothing to unmap"),
+            Job::CutAnew { path, to } => {
+                let bytes = self.read_head(&path, to).map_err(about("cut", &path))?;
+                records.push(self.replace(&path, bytes).map_err(about("cut", &path))?);
+                Reply::None
+            }
             Job::Flushes { .. } => Reply::Flushes(match self.faults.flushes_are_lost {
                 false => Flushes::Reach,
                 true => Flushes::DoNotReach("this world was told to lose them".to_owned()),
@@ -501,6 +556,7 @@ impl State {
             Job::Open { path, options } => options.create && self.node(&tidy(path)).is_none(),
             Job::MakeDir { path } => self.node(&tidy(path)).is_none(),
             Job::Replace { .. } => reserve_is_there(),
+            Job::CutAnew { .. } => true,
             _ => false,
         };
         match self.faults.disk_full && grows {
@@ -517,6 +573,7 @@ impl State {
             Job::SyncDir { path } => ("sync", path),
             Job::ReadFile { path, .. } => ("read", path),
             Job::Replace { path, .. } => ("replace", path),
+            Job::CutAnew { path, .. } => ("cut", path),
             Job::Remove { path } => ("remove", path),
             _ => return Ok(()),
         };
@@ -656,6 +713,16 @@ impl State {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         Ok(content.read_all())
+    }
+
+    fn read_head(&mut self, path: &Path, bytes: u64) -> io::Result<Vec<u8>> {
+        let mut head = self.read_file(path, u64::MAX)?;
+        if (head.len() as u64) < bytes {
+            let message = format!("it ends at position {}, expected {bytes}", head.len());
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+        }
+        head.truncate(bytes as usize);
+        Ok(head)
     }
 
     fn replace(&mut self, path: &Path, bytes: Vec<u8>) -> io::Result<DiskEvent> {

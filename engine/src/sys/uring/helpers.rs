@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use crossbeam::queue::SegQueue;
 use super::ring_bell;
 use crate::sys::arena::Chunk;
 use crate::sys::flushes::{Flushes, flushes_of};
+use crate::sys::map::Mapping;
 use crate::sys::op::{DirEntry, DirLock, Job, LockKind, OpenOptions, Reply, Token};
 use crate::sys::refusal::{about, failed_flush};
 
@@ -44,6 +45,7 @@ enum SendReply {
     Flushes(Flushes),
     Lock(OwnedFd),
     Chunk(Chunk),
+    Mapped(Arc<Mapping>),
 }
 
 pub(super) struct HelperPool {
@@ -55,14 +57,14 @@ pub(super) struct HelperPool {
 
 /// A way to hand over jobs that nobody waits for.
 #[derive(Clone)]
-pub(super) struct Sender(channel::Sender<Help>);
+pub(crate) struct Sender(channel::Sender<Help>);
 
 /// The return address of jobs without one.
 const NOBODY: Token = Token { slot: u32::MAX, generation: u32::MAX };
 
 impl Sender {
     /// Hands over a job that needs no answer; when the pool is full or gone, does it here and now.
-    pub(super) fn send_unanswered(&self, job: Job) {
+    pub(crate) fn send_unanswered(&self, job: Job) {
         if let Err(refused) = self.0.try_send(Help { token: NOBODY, job, fd: None }) {
             let _ = perform(refused.into_inner().job, None);
         }
@@ -115,6 +117,7 @@ impl HelperPool {
             SendReply::Flushes(flushes) => Reply::Flushes(flushes),
             SendReply::Lock(fd) => Reply::Lock(DirLock(LockKind::Os { _fd: fd })),
             SendReply::Chunk(chunk) => Reply::Chunk(chunk),
+            SendReply::Mapped(mapping) => Reply::Mapped(mapping),
         };
         Some((token, result, reply))
     }
@@ -176,6 +179,16 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
         Job::Size => Ok(SendReply::Size(nix::sys::stat::fstat(file()?)?.st_size as u64)),
         Job::WarmCache { from, to } => warm_cache(file()?, from, to).map(done),
         Job::Flushes { path } => flushes_of(&path).map(SendReply::Flushes),
+        Job::Map { bytes } => Mapping::of(file()?, bytes).map(SendReply::Mapped),
+        Job::Populate { map, from, to } => {
+            // At the device's pace first, then page by page.
+            warm_cache(file()?, from, to).and_then(|()| map.os().populate(from, to)).map(done)
+        }
+        Job::Unmap(mapping) => {
+            drop(mapping);
+            Ok(SendReply::None)
+        }
+        Job::CutAnew { path, to } => cut_anew(&path, to).map_err(about("cut", &path)).map(done),
         Job::Lock { path } => lock(&path).map(SendReply::Lock),
         Job::MapChunk { bytes } => Chunk::map(bytes).map(SendReply::Chunk),
         Job::Close(fd) => {
@@ -268,6 +281,29 @@ fn write_anew(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// As [`replace`], with the first bytes of the old file. They are shared where the file system can, copied where not.
+fn cut_anew(path: &Path, to: u64) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or(OsStr::new("")).to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let copied = copy_head(path, &temporary, to).and_then(|()| fs::rename(&temporary, path));
+    if copied.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    copied?;
+    sync_parent(path)
+}
+
+fn copy_head(from: &Path, to: &Path, bytes: u64) -> io::Result<()> {
+    let (source, mut target) = (fs::File::open(from)?, fs::File::create(to)?);
+    let copied = io::copy(&mut source.take(bytes), &mut target)?;
+    if copied < bytes {
+        let message = format!("it ends at position {copied}, expected {bytes}");
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+    }
+    target.sync_all().map_err(failed_flush)
 }
 
 fn prepare(file: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<()> {

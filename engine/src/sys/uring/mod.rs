@@ -17,17 +17,20 @@ use std::rc::Rc;
 use io_uring::{IoUring, opcode, squeue, types as uring_types};
 
 pub use handle::{AddressClaim, OsHandle, SockAddr};
+pub(crate) use helpers::Sender as HelperSender;
 pub use setup::{Setup, UringError, UringOptions};
 
 use self::handle::FixedTable;
 use self::helpers::{Help, HelperPool};
 use super::arena::Chunk;
 use super::clock::Moment;
+use super::map::{FileMap, Mapping};
 use super::op::{
     Completion, File, FileKind, Listener, ListenerKind, Reply, Request, Socket, SocketKind, Token,
 };
 use super::pipe::Pipe;
 use super::ring::RingCounters;
+use super::stamp::FileStamp;
 use super::task::Bell;
 use crate::types::Timestamp;
 
@@ -267,6 +270,33 @@ impl Uring {
         self.counters.system_calls += 1;
         super::residency::residency_of(file_fd(file), at, bytes)
             .is_ok_and(|residency| residency.cached_pages >= residency.pages)
+    }
+
+    /// What `map` shows of `[at, at + bytes)`, copied into the socket's queue.
+    pub(crate) fn send_mapped(
+        &mut self,
+        socket: &Socket,
+        map: &FileMap,
+        at: u64,
+        bytes: u64,
+        more: bool,
+    ) -> io::Result<usize> {
+        let from = map.os().pointer(at, bytes);
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 };
+        self.counters.system_calls += 1;
+        // SAFETY: the socket is open (its handle is borrowed); the range lies within the mapping (`pointer` asserts it),
+        // which stays for the whole call. Where nothing is behind it any more the kernel says EFAULT.
+        let sent = unsafe { libc::send(socket_fd(socket), from, bytes as usize, flags) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+    }
+
+    pub(crate) fn adopt_map(&self, mapping: std::sync::Arc<Mapping>) -> FileMap {
+        FileMap::of_kernel(mapping, self.helpers.sender())
+    }
+
+    pub(crate) fn stamp(&mut self, file: &File) -> io::Result<FileStamp> {
+        self.counters.system_calls += 1;
+        super::stamp::stamp_of(file_fd(file))
     }
 
     pub(crate) fn has_name(&mut self, file: &File) -> bool {

@@ -43,7 +43,7 @@ pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Resu
     Ok(())
 }
 
-async fn read_unit(ring: &Ring, file: &SegmentFile, at: u64, end: u64) -> io::Result<Lease> {
+pub(super) async fn read_unit(ring: &Ring, file: &SegmentFile, at: u64, end: u64) -> io::Result<Lease> {
     let bytes = (end - at).min(UNIT_BYTES as u64) as usize;
     let mut into: LeaseMut = ring.lease(bytes).await?;
     drop(into.split_off(bytes));

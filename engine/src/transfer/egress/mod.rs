@@ -3,6 +3,7 @@
 mod copy;
 mod direct;
 mod direct_zc;
+mod mmap;
 mod null;
 mod sendfile;
 mod splice;
@@ -65,6 +66,8 @@ strategies! {
     Sendfile => sendfile,
     /// `splice(2)`: pages go from the cache through a pipe to the socket.
     Splice => splice,
+    /// Send from a map of a sealed segment.
+    Mmap => mmap,
     /// Read past the page cache into registered memory, send from there.
     Direct => direct,
     /// The same, sent without a copy of the kernel's own.
@@ -76,6 +79,9 @@ strategies! {
     /// Discard: for benchmarks, never for clients.
     Null => null,
 }
+
+/// Bytes that are held back at the end of what is sent from a file: an answer without them is not complete.
+const HELD_BYTES: u64 = 64;
 
 /// A send under way.
 pub(super) struct Outgoing<'a> {
@@ -121,7 +127,7 @@ impl Outgoing<'_> {
                         self.counters.note(wanted, |c| c.fallback_bytes += bytes);
                     }
                     self.counters.note(self.egress, |c| c.bytes += bytes);
-                    send_piece(self.egress, self, piece).await?;
+                    self.send_checked(piece).await?;
                 }
             }
         }
@@ -134,6 +140,32 @@ impl Outgoing<'_> {
             true => zero_copy::send_lease(self, lease, more).await,
             false => self.add_memory(lease).await,
         }
+    }
+
+    /// Sends a piece so that the answer is never complete with bytes that somebody else changed: its last bytes go out
+    /// when it is known that the file was still what it was after all others had been taken from it.
+    ///
+    /// What reads into our own memory still has its last unit there when it comes back. What sends from the file itself
+    /// gets the piece without its last bytes, and those are read here. A piece of [0, 5000): `sendfile` sends [0, 4936),
+    /// [4936, 5000) is read, the file is looked at, and then that follows.
+    async fn send_checked(&mut self, piece: Piece) -> io::Result<()> {
+        let Piece::File { file, at, bytes } = &piece else {
+            return send_piece(self.egress, self, piece).await;
+        };
+        let (file, at, bytes) = (file.clone(), *at, *bytes);
+        if !self.egress.sends_from_file() {
+            send_piece(self.egress, self, piece).await?;
+            return file.check_unchanged(self.ring, at.0, at.0 + bytes);
+        }
+        let held = bytes.min(HELD_BYTES);
+        if held < bytes {
+            let rest = Piece::File { file: file.clone(), at, bytes: bytes - held };
+            send_piece(self.egress, self, rest).await?;
+        }
+        let end = at.0 + bytes;
+        let last = copy::read_unit(self.ring, &file, end - held, end).await?;
+        file.check_unchanged(self.ring, at.0, end)?;
+        self.add_memory(last).await
     }
 
     /// Appends memory to what the next send takes along.
@@ -230,6 +262,11 @@ impl Egress {
         }
     }
 
+    /// Whether bytes go to the socket without having been in memory of our own.
+    fn sends_from_file(self) -> bool {
+        self == Egress::Mmap || self.free_signal() == FreeSignal::None
+    }
+
     /// Who moves `piece` when this strategy was asked to: itself, or the named fallback. Memory is sent from where it
     /// is; a file that has a direct descriptor is read by that, any other by `copy`. Zero-copy strategies stand in for each
     /// other.
@@ -240,6 +277,7 @@ impl Egress {
                 Egress::DirectZc => Egress::TailZc,
                 _ => Egress::Tail,
             },
+            Piece::File { file, .. } if self == Egress::Mmap && !file.is_mapped() => Egress::Copy,
             Piece::File { file, .. } if self.reads_direct() => match file.direct {
                 Some(_) if self.is_zero_copy() => Egress::DirectZc,
                 Some(_) => Egress::Direct,
