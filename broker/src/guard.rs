@@ -9,6 +9,10 @@
 //!   [`STALL_MIN`]: closed, those that hold most first, until there is enough ([`is_short`]). It loses nothing but time:
 //!   it comes back and is served from the file.
 //!
+//! What zero-copy sends have not released counts as held for an answer under way, also when the answer has been sent: the
+//! memory is the peer's until it acknowledges. A conversation that is over is reset when its peer has not taken the rest
+//! within [`SETTLE_MAX`].
+//!
 //! Whether something moves is asked of the kernel (bytes acknowledged and received), since one send may be a long one.
 
 use std::future::{Future, poll_fn};
@@ -17,7 +21,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use ringlog::sys::{ArenaUse, Moment};
+use ringlog::sys::{ArenaUse, Moment, Ring};
 
 use crate::connection::{Broker, Connection};
 
@@ -27,6 +31,10 @@ const TICK: Duration = Duration::from_millis(250);
 const PACE_BYTES: u64 = 64 << 10;
 /// When memory is short: nothing moved for that long.
 const STALL_MIN: Duration = Duration::from_secs(1);
+
+/// How long a conversation that is over is kept for what zero-copy sends have not released; the kernel would go on for
+/// minutes.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
 
 /// What a connection had moved, and when that was noted.
 #[derive(Clone, Copy)]
@@ -40,6 +48,38 @@ pub(crate) struct Mark {
 pub(crate) struct Hold {
     pub bytes: u64,
     pub since: Moment,
+}
+
+/// What the peer makes us hold of answers: of the one under way, and of those sent that it has not acknowledged. Of the one
+/// under way what is sent already may count twice: then fewer are closed at a time, and more at the next look.
+fn sending(connection: &Connection) -> Option<Hold> {
+    let unreleased = connection.socket.unreleased().map(|(bytes, since)| Hold { bytes, since });
+    match (connection.sending.get(), unreleased) {
+        (Some(one), Some(other)) => {
+            Some(Hold { bytes: one.bytes + other.bytes, since: one.since.min(other.since) })
+        }
+        (one, other) => one.or(other),
+    }
+}
+
+/// Waits until the peer has taken what zero-copy sends hold, and resets it if it does not: for the end of a conversation.
+pub(crate) async fn settle(ring: &Ring, connection: &Connection) {
+    if connection.socket.unreleased().is_none() {
+        return;
+    }
+    let timer = ring.timer();
+    timer.arm(ring.now().plus(SETTLE_MAX));
+    let late = poll_fn(|cx| match connection.socket.poll_settled(cx) {
+        Poll::Ready(()) => Poll::Ready(false),
+        Poll::Pending => timer.poll_expired(cx).map(|()| true),
+    });
+    if late.await {
+        let (peer, held) = (connection.describe(), connection.socket.unreleased().map_or(0, |held| held.0));
+        tracing::info!(
+            "connection of {peer} is reset: {SETTLE_MAX:.0?} after its end it has not taken {held} bytes"
+        );
+        connection.socket.abort();
+    }
 }
 
 /// Three quarters of the budget are lent: once somebody had to wait, what stalls goes until fewer are.
@@ -90,7 +130,7 @@ fn close_silent(connection: &Connection, now: Moment, silence_max: Duration) {
 }
 
 fn close_slow(connection: &Connection, now: Moment, silence_max: Duration) {
-    let Some(hold) = connection.sending.get() else { return connection.paced.set(None) };
+    let Some(hold) = sending(connection) else { return connection.paced.set(None) };
     let Some(bytes) = connection.socket.moved_bytes() else { return };
     let mark = match connection.paced.get() {
         Some(mark) if mark.at >= hold.since && bytes < mark.bytes + PACE_BYTES => mark,
@@ -112,7 +152,7 @@ fn close_stalled(broker: &Broker, now: Moment, usage: &ArenaUse) {
     let mut wanted = usage.leased_bytes.saturating_sub(usage.bytes_max / 4 * 3);
     let mut stalled: Vec<(u64, Rc<Connection>)> = Vec::new();
     for connection in broker.connections.borrow().iter() {
-        let (sending, receiving) = (connection.sending.get(), connection.receiving.get());
+        let (sending, receiving) = (sending(connection), connection.receiving.get());
         let Some(since) = sending.iter().chain(&receiving).map(|hold| hold.since).max() else { continue };
         let Some(bytes) = connection.socket.moved_bytes() else { continue };
         let mark = match connection.stalled.get() {

@@ -9,7 +9,7 @@ use ringlog::transfer::{Piece, Response, send};
 use crate::connection::{Broker, Connection, Entry};
 use crate::errors::Fault;
 use crate::fetch::Wanted;
-use crate::guard::Hold;
+use crate::guard::{self, Hold};
 use crate::wire::api_versions::{ApiVersionsRequest, ApiVersionsResponse};
 use crate::wire::{
     ApiKey, Decoder, Encode, Encoder, GappedFrame, Message, RequestHeader, Segment, encode_response,
@@ -42,6 +42,7 @@ pub(crate) async fn run(broker: Rc<Broker>, connection: Rc<Connection>) {
         broker.note_fault(&connection, &fault);
     }
     connection.end_output();
+    guard::settle(broker.shard.ring(), &connection).await;
 }
 
 pub(crate) struct Writer<'a> {

@@ -218,6 +218,47 @@ fn ten_thousand_fetches_from_a_map_do_not_allocate() {
     ring.shut_down();
 }
 
+/// Each answer is three sends, one after the other: before the records, the records lent, behind them; and a notice when
+/// they are released. What the reads of `direct_zc` cost comes on top.
+#[test]
+fn zero_copy_fetches_do_not_allocate_and_cost_few_calls() {
+    const FETCHES: i32 = 2000;
+    for (egress, calls_max) in [(Egress::TailZc, 6.0), (Egress::DirectZc, 8.0)] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let config = ShardConfig { ingress: Ingress::Copy, egress, ..ShardConfig::new(dir.path()) };
+        let ring = Ring::of_kernel(&UringOptions::default(), config.arena_bytes_max).unwrap();
+        if !ring.sends_zero_copy() {
+            eprintln!("SKIP: this kernel has no zero-copy sends");
+            return;
+        }
+        let (shard, address) = ring.run(serving(ring.clone(), config));
+        let mut producer = Client::new(address, produce_frame(0, &batch(60_000)), 5);
+        run_beside(&ring, || producer.run(40, assert_appended));
+        let mut consumer = Client::new(address, fetch_frame(10, 128 << 10), 2);
+        run_beside(&ring, || consumer.run(200, assert_fetched));
+        let (before, known) = (shard.counters(), shard.transfers().egress(egress));
+        let allocations = run_beside(&ring, || consumer.run(FETCHES, assert_fetched));
+        let (after, counted) = (shard.counters(), shard.transfers().egress(egress));
+        let calls = (after.ring.system_calls - before.ring.system_calls) as f64 / f64::from(FETCHES);
+        let (lent, sent) = (after.zero_copy.sends - before.zero_copy.sends, counted.sends - known.sends);
+        let plain = counted.plain_sends - known.plain_sends;
+        println!("{egress}: {allocations} allocations, {calls:.2} calls a fetch, {:?}", after.zero_copy);
+        assert!(allocations <= 32, "{egress}: {allocations} allocations in {FETCHES} fetches");
+        assert!(calls <= calls_max, "{egress}: {calls:.2} calls a fetch");
+        let bytes = after.zero_copy.sent_bytes - before.zero_copy.sent_bytes;
+        // All but the few that met the bound.
+        assert!(
+            lent >= FETCHES as u64 * 9 / 10 && sent - plain == lent,
+            "{lent} of {sent} sends, {plain} plain"
+        );
+        assert!(bytes >= FETCHES as u64 * 9 / 10 * 100_000, "{bytes} bytes were lent");
+        assert_eq!(counted.fallback_bytes, 0, "{egress}: others carried some of it");
+        ring.run(async move { shard.close().await }).unwrap();
+        ring.shut_down();
+        assert_eq!((ring.operations_in_flight(), ring.zero_copy().unreleased_bytes), (0, 0));
+    }
+}
+
 /// A shard with a topic, on the calling thread's ring, and a broker on it.
 async fn serving(ring: Ring, config: ShardConfig) -> (Shard, SocketAddr) {
     serving_segments(ring, config, LogConfig::default()).await

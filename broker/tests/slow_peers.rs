@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use nix::sys::socket::{setsockopt, sockopt};
+use ringlog::shard::ShardCounters;
 use ringlog::sys::topology;
 use ringlog::{Ack, Egress, Engine, EngineConfig, TopicConfig, block_on};
 use ringlog_broker::wire::ErrorCode;
@@ -49,8 +50,16 @@ impl Served {
         Client::connect(self.address)
     }
 
+    fn shard(&self) -> ShardCounters {
+        block_on(self.engine.counters()).unwrap().swap_remove(0).shard
+    }
+
     fn leased_bytes(&self) -> u64 {
-        block_on(self.engine.counters()).unwrap().iter().map(|c| c.shard.arena.leased_bytes).sum()
+        self.shard().arena.leased_bytes
+    }
+
+    fn sends_zero_copy(&self) -> bool {
+        self.engine.capabilities().zero_copy_sends
     }
 
     /// Asks for `bytes_max` from `offset` on, and listens to nothing.
@@ -85,8 +94,18 @@ fn is_cut(client: &mut Client, patience: Duration) -> bool {
 
 #[test]
 fn readers_that_stop_reading_cannot_hold_the_memory_of_all() {
+    stalled_readers_are_cut(Egress::Tail);
+}
+
+/// What they have not acknowledged is held as well, though its sends have completed.
+#[test]
+fn readers_that_stop_reading_cannot_hold_what_zero_copy_sends_lend() {
+    stalled_readers_are_cut(Egress::TailZc);
+}
+
+fn stalled_readers_are_cut(egress: Egress) {
     // Nobody is cut for silence here.
-    let served = served(Egress::Tail, Duration::from_secs(600));
+    let served = served(egress, Duration::from_secs(600));
     let mut producer = served.client();
     let mut stalled = Vec::new();
     // Twelve of them, each on other batches: together they want half as much again as there is.
@@ -99,7 +118,12 @@ fn readers_that_stop_reading_cannot_hold_the_memory_of_all() {
             (ErrorCode::None, batch(&[&[7; BATCH_BYTES]]).len())
         );
         assert!(served.leased_bytes() <= ARENA);
+        let lent = served.shard().arena.lent_bytes;
+        assert!(lent <= ARENA / 4, "{lent} bytes are lent to the kernel");
     }
+    let zero_copy = served.shard().zero_copy;
+    println!("{egress}: {zero_copy:?}");
+    assert_eq!(zero_copy.sends > 0, egress.is_zero_copy() && served.sends_zero_copy());
     produce(&mut producer, 8);
     let cut = stalled
         .iter_mut()
@@ -108,6 +132,38 @@ fn readers_that_stop_reading_cannot_hold_the_memory_of_all() {
     assert!(cut >= 4, "{cut} of 12 were cut");
     drop(stalled);
     wait_until(|| served.leased_bytes() < ARENA / 2, "what they held is free again");
+    wait_until(|| served.shard().zero_copy.unreleased_bytes == 0, "and what was lent");
+    served.engine.close().unwrap();
+}
+
+/// Some of them after their sends have completed. Each further one holds another block: what may be lent is soon lent,
+/// others are served by copies, and who takes too little for too long is reset.
+#[test]
+fn what_was_sent_and_is_not_acknowledged_is_bounded_and_comes_back() {
+    let served = served(Egress::TailZc, Duration::from_secs(2));
+    let mut producer = served.client();
+    // Small enough for the socket's buffer: their sends complete, and what the readers' buffers do not take stays lent.
+    producer.produce(TOPIC, 0, &batch(&[&[7; 200_000]])).unwrap();
+    let mut readers: Vec<Client> = (0..4).map(|_| served.asks_and_stalls(0, MIB)).collect();
+    if served.sends_zero_copy() {
+        wait_until(|| served.shard().zero_copy.sends >= 4, "the sends complete");
+        assert!(served.shard().zero_copy.unreleased_bytes > 0);
+    }
+    for _ in 0..24 {
+        let last = produce(&mut producer, 1);
+        readers.push(served.asks_and_stalls(last, MIB));
+        let lent = served.shard().arena.lent_bytes;
+        assert!(lent <= ARENA / 4, "{lent} bytes are lent to the kernel");
+    }
+    let counted = served.shard().zero_copy;
+    println!("{counted:?}");
+    if served.sends_zero_copy() {
+        assert!(counted.unreleased_bytes > 0 && counted.full_sends > 0, "{counted:?}");
+    }
+    wait_until(|| served.shard().zero_copy.unreleased_bytes == 0, "they are reset when they take too little");
+    let cut = readers.iter_mut().filter_map(|c| is_cut(c, Duration::from_millis(200)).then_some(())).count();
+    assert!(cut > 0, "{cut} of 28 were cut");
+    wait_until(|| served.shard().arena.lent_bytes == 0, "and the memory is free");
     served.engine.close().unwrap();
 }
 
@@ -122,7 +178,9 @@ fn wait_until(mut holds: impl FnMut() -> bool, what: &str) {
 /// And ends it, whichever way the bytes take.
 #[test]
 fn a_byte_now_and_then_is_not_enough_for_ever() {
-    for egress in [Egress::Tail, Egress::Sendfile, Egress::Splice, Egress::Copy] {
+    let ways =
+        [Egress::Tail, Egress::Sendfile, Egress::Splice, Egress::Copy, Egress::TailZc, Egress::DirectZc];
+    for egress in ways {
         let served = served(egress, Duration::from_millis(400));
         let mut producer = served.client();
         produce(&mut producer, 12);
