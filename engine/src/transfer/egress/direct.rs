@@ -126,7 +126,7 @@ mod tests {
             let file = SegmentFile::new(Offset(0), file, None, path.into());
             let whole = read_unit(&main, &direct, &file, 270_000, 300_123).await.unwrap();
             assert_eq!(whole[..], [7; 30_123]);
-            let error = read_unit(&main, &direct, &file, 270_000, 301_000).await.unwrap_err();
+            let error = read_unit(&main, &direct, &file, 270_000, 301_000).await.err().unwrap();
             assert!(error.to_string().contains("ends at position 300123, expected up to 301000"), "{error}");
         });
         ring.shut_down();
