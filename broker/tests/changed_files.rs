@@ -117,7 +117,14 @@ fn read(client: &mut Client, topic: &str, random: &mut Random) -> End {
     while next < SEALED {
         let terms = FetchTerms { max_bytes: 4 << 20, ..FetchTerms::default() };
         client.send_fetch(topic, 0, next, &terms);
-        let Ok(frame) = receive_slowly(client, random) else { return End::Closed };
+        let frame = match receive_slowly(client, random) {
+            Ok(frame) => frame,
+            Err(error) => {
+                let waited = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind());
+                assert!(!waited, "nothing came, and no end either");
+                return End::Closed;
+            }
+        };
         let mut decoder = Decoder::new(&frame);
         decode_response_header(&mut decoder, ApiKey::Fetch, 12).unwrap();
         let response = FetchResponse::decode_from(&mut decoder, 12).unwrap();
@@ -153,7 +160,7 @@ fn receive_slowly(client: &mut Client, random: &mut Random) -> io::Result<Vec<u8
     let mut frame = vec![0; i32::from_be_bytes(prefix) as usize];
     let mut at = 0;
     while at < frame.len() {
-        let to = frame.len().min(at + 1 + random.below(600_000) as usize);
+        let to = frame.len().min(at + 1 + random.below(300_000) as usize);
         client.stream.read_exact(&mut frame[at..to])?;
         at = to;
         std::thread::sleep(Duration::from_micros(random.below(1500)));
@@ -215,8 +222,8 @@ fn changes_under(egress: Egress, rounds: usize, random: &mut Random) -> BTreeMap
         let path = make(&topic);
         let mut client = Client::connect(serving.address());
         // What is under way is much more than the reader's own kernel takes.
-        setsockopt(&client.stream, sockopt::RcvBuf, &(64 << 10)).unwrap();
-        let (mut pace, wait) = (Random(random.below(u64::MAX >> 1)), random.below(12_000));
+        setsockopt(&client.stream, sockopt::RcvBuf, &(16 << 10)).unwrap();
+        let (mut pace, wait) = (Random(random.below(u64::MAX >> 1)), random.below(15_000));
         said();
         let end = std::thread::scope(|scope| {
             let reading = scope.spawn(|| read(&mut client, &topic, &mut pace));

@@ -48,7 +48,7 @@ const STEP: Duration = Duration::from_millis(100);
 /// How long answers, or the last records, may take once nothing more is sent.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(20);
 /// Segments of topics that are read whole afterwards.
-const CATCH_UP_SEGMENT_BYTES: u64 = 16 << 20;
+const CATCH_UP_SEGMENT_BYTES: u64 = 4 << 20;
 /// How long filling and reading a log may take.
 const WHOLE_LOG_PATIENCE: Duration = Duration::from_secs(600);
 

@@ -499,6 +499,10 @@ async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
     if !fenced {
         let file = partition.writer(base).await?;
         partition.mind_flush(base, end, ring.trim(&file, end.0).await)?;
+        // This is what it is like from now on; one that cannot be asked now is asked by the first who reads it.
+        if let Some(reader) = partition.0.files.borrow().get(base).and_then(|f| f.reader.as_ref()) {
+            let _ = reader.seal(ring, end);
+        }
     }
     // The offset index last: where it is, the file has its exact size and the time index is there.
     if fenced {
@@ -514,10 +518,6 @@ async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
     if let Some(entry) = partition.0.files.borrow_mut().get_mut(base) {
         entry.writer = None;
         entry.finished = true;
-        // What it is like from now on; one that cannot be asked now is asked by the first who reads it.
-        if let Some(reader) = &entry.reader {
-            let _ = reader.seal(ring, end);
-        }
     }
     Ok(())
 }

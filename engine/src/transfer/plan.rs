@@ -52,7 +52,7 @@ impl SegmentFile {
         self.sealed.get().map(|stamp| stamp.bytes)
     }
 
-    /// Whether [`SegmentFile::seal`] was done.
+    /// Whether it is known to be sealed, and must stay as it is.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.sealed.get().is_some()
@@ -156,7 +156,7 @@ pub enum SharedPiece {
         direct: Option<SharedFile>,
         /// For messages.
         path: Arc<Path>,
-        /// See [`SegmentFile::seal`].
+        /// What it must still show, if it is sealed.
         sealed: Option<FileStamp>,
         /// Its map, if it has one.
         map: Option<FileMap>,

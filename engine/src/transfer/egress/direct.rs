@@ -93,7 +93,7 @@ async fn read_unit(ring: &Ring, direct: &File, file: &SegmentFile, at: u64, end:
     let mut filled = into.split_to(0);
     while first + (filled.len() as u64) < end {
         // After a short read it goes on at a whole block.
-        let whole = filled.len() / BLOCK_BYTES * BLOCK_BYTES;
+        let (before, whole) = (filled.len(), filled.len() / BLOCK_BYTES * BLOCK_BYTES);
         let again = filled.split_off(whole);
         let mut rest = again;
         rest.unsplit(into);
@@ -104,6 +104,42 @@ async fn read_unit(ring: &Ring, direct: &File, file: &SegmentFile, at: u64, end:
             0 => return Err(file.ends_early(position, end)),
             n => filled.unsplit(into.split_to(n)),
         }
+        if filled.len() <= before {
+            // The same part of a block again: the file ends within it.
+            return Err(file.ends_early(first + filled.len() as u64, end));
+        }
     }
     Ok(filled.freeze().slice((at - first) as usize..(end - first) as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::sys::OpenOptions;
+    use crate::sys::sim::{DiskImage, World};
+    use crate::types::Offset;
+
+    /// It was asked for the rest of the block again and again, for ever.
+    #[test]
+    fn a_file_that_ends_within_a_block_is_not_read_for_ever() {
+        let path = Path::new("/t-0/00000000000000000000.log");
+        let mut image = DiskImage::new();
+        image.write(path, 0, &[7; 300_123]);
+        let world = World::boot(1, image);
+        let ring = world.ring(8 << 20);
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            let options = OpenOptions { direct: true, ..OpenOptions::default() };
+            let direct = main.open(path, options).await.unwrap();
+            let file = main.open(path, OpenOptions::default()).await.unwrap();
+            let file = SegmentFile::new(Offset(0), file, None, path.into());
+            let whole = read_unit(&main, &direct, &file, 270_000, 300_123).await.unwrap();
+            assert_eq!(whole[..], [7; 30_123]);
+            let error = read_unit(&main, &direct, &file, 270_000, 301_000).await.err().unwrap();
+            assert!(error.to_string().contains("ends at position 300123, expected up to 301000"), "{error}");
+        });
+        ring.shut_down();
+    }
 }
