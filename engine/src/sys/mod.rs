@@ -12,6 +12,7 @@ mod flushes;
 mod gather;
 mod mailbox;
 mod op;
+mod pages;
 mod pipe;
 mod refusal;
 mod residency;
@@ -29,13 +30,14 @@ pub use clock::Moment;
 pub use flushes::Flushes;
 pub use gather::{GATHER_MAX, Gather};
 pub use mailbox::Mailbox;
-pub use op::{DirEntry, DirLock, File, Listener, OpenOptions, SharedFile, Socket};
-pub use pipe::{PIPES_KEPT_MAX, Pipe};
+pub use op::{DirEntry, DirLock, File, FileId, Listener, OpenOptions, SharedFile, Socket};
+pub use pages::Pages;
+pub use pipe::{PIPE_BYTES, PIPES_KEPT_MAX, Pipe};
 pub use refusal::{is_failed_flush, is_passing};
 pub use residency::{Residency, residency};
 pub use ring::{Done, OPS_IN_FLIGHT_MAX, Ring, RingCounters, Timer};
 pub use task::{Executor, TASKS_MAX};
-pub use uring::{AddressClaim, Setup, UringError, UringOptions};
+pub use uring::{AddressClaim, SPLICE_WORKERS_MAX, Setup, UringError, UringOptions};
 
 /// What direct reads and writes are aligned to, in memory and in the file: the largest of what devices ask for.
 pub const BLOCK_BYTES: usize = 4096;

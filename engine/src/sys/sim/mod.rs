@@ -8,6 +8,7 @@ mod disk;
 mod driver;
 mod image;
 mod network;
+mod pipes;
 #[cfg(test)]
 mod tests;
 mod world;

@@ -224,6 +224,8 @@ impl State {
             Request::Read { .. }
             | Request::Write { .. }
             | Request::WriteGather { .. }
+            | Request::ReadPages { .. }
+            | Request::SpliceIn { .. }
             | Request::Sync { .. }
             | Request::Help { .. } => unreachable!("not about the network"),
         }
@@ -411,7 +413,7 @@ impl State {
         }
     }
 
-    /// Bytes that `sendfile` may queue on `socket` now.
+    /// Bytes that `sendfile` and `splice` may queue on `socket` now.
     pub(super) fn room_to_send(&mut self, socket: &Socket) -> io::Result<usize> {
         let id = sim_socket(socket).id;
         let room = self.network.room(id);

@@ -20,6 +20,7 @@ use super::ring_bell;
 use crate::sys::arena::Chunk;
 use crate::sys::flushes::{Flushes, flushes_of};
 use crate::sys::op::{DirEntry, DirLock, Job, LockKind, OpenOptions, Reply, Token};
+use crate::sys::pages::FreshPages;
 use crate::sys::refusal::{about, failed_flush};
 
 /// Jobs that may wait for a helper.
@@ -44,6 +45,7 @@ enum SendReply {
     Flushes(Flushes),
     Lock(OwnedFd),
     Chunk(Chunk),
+    Pages(FreshPages),
 }
 
 pub(super) struct HelperPool {
@@ -115,6 +117,7 @@ impl HelperPool {
             SendReply::Flushes(flushes) => Reply::Flushes(flushes),
             SendReply::Lock(fd) => Reply::Lock(DirLock(LockKind::Os { _fd: fd })),
             SendReply::Chunk(chunk) => Reply::Chunk(chunk),
+            SendReply::Pages(pages) => Reply::Pages(pages),
         };
         Some((token, result, reply))
     }
@@ -178,6 +181,11 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
         Job::Flushes { path } => flushes_of(&path).map(SendReply::Flushes),
         Job::Lock { path } => lock(&path).map(SendReply::Lock),
         Job::MapChunk { bytes } => Chunk::map(bytes).map(SendReply::Chunk),
+        Job::MapPages { bytes } => FreshPages::map(bytes).map(SendReply::Pages),
+        Job::Unmap(pages) => {
+            drop(pages);
+            Ok(SendReply::None)
+        }
         Job::Close(fd) => {
             drop(fd);
             Ok(SendReply::None)
