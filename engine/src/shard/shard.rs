@@ -22,7 +22,7 @@ use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
 use crate::sys::{ArenaUse, Flushes, Ring, RingCounters};
-use crate::transfer::{Piece, SharedPiece, Staged, TransferCounters};
+use crate::transfer::{Piece, SharedPiece, Staged, Transfers};
 use crate::types::{PartitionId, ShardId, TopicId};
 
 /// One core's worth of the engine. Cheap to clone; never leaves its thread.
@@ -73,7 +73,7 @@ pub(super) struct Common {
     pub config: ShardConfig,
     pub node: Arc<Node>,
     pub lanes: Rc<Lanes>,
-    pub transfers: TransferCounters,
+    pub transfers: Transfers,
     pub stages: Stages,
     pub partitions: RefCell<Vec<Weak<PartitionInner>>>,
     pub cached_bytes: Cell<usize>,
@@ -136,7 +136,7 @@ impl Shard {
             config,
             lanes: Rc::new(Lanes::new(node.clone(), id)),
             node: node.clone(),
-            transfers: TransferCounters::default(),
+            transfers: Transfers::default(),
             stages: Stages::default(),
             partitions: RefCell::new(Vec::new()),
             cached_bytes: Cell::new(0),
@@ -301,9 +301,9 @@ impl Shard {
         self.0.by_id.borrow().get(&id).cloned()
     }
 
-    /// What transfers counted.
+    /// What transfers share, and what they counted.
     #[must_use]
-    pub fn transfers(&self) -> &TransferCounters {
+    pub fn transfers(&self) -> &Transfers {
         &self.0.common.transfers
     }
 

@@ -1,4 +1,5 @@
-//! What the transfers of one shard moved, by strategy, and what they fell back to.
+//! What the transfers of one shard have in common: counts of what moved, by strategy, and of what fell back to another,
+//! and what strategies share between connections.
 
 use std::cell::Cell;
 
@@ -17,9 +18,9 @@ pub struct EgressCounters {
     pub cold_reads: u64,
 }
 
-/// All counts of one shard's transfers.
+/// What the transfers of one shard share.
 #[derive(Default)]
-pub struct TransferCounters {
+pub struct Transfers {
     egress: [Cell<EgressCounters>; Egress::ALL.len()],
     /// Bytes copied in user space on the way in.
     pub ingress_copied_bytes: Cell<u64>,
@@ -30,7 +31,7 @@ pub struct TransferCounters {
     pub ingress_bytes: Cell<u64>,
 }
 
-impl TransferCounters {
+impl Transfers {
     /// The counts of `egress`.
     #[must_use]
     pub fn egress(&self, egress: Egress) -> EgressCounters {

@@ -3,6 +3,9 @@
 mod copy;
 mod direct;
 mod null;
+mod piped;
+mod resident;
+mod ring_splice;
 mod sendfile;
 mod splice;
 mod tail;
@@ -11,7 +14,7 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
-use super::counters::TransferCounters;
+use super::counters::{EgressCounters, Transfers};
 use super::plan::{Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Response};
 use crate::sys::{Ring, Socket};
 
@@ -62,6 +65,8 @@ strategies! {
     Sendfile => sendfile,
     /// `splice(2)`: pages go from the cache through a pipe to the socket.
     Splice => splice,
+    /// The same, filled by a worker of the kernel's through the ring: it may wait for the disk.
+    RingSplice => ring_splice,
     /// Read past the page cache into registered memory, send from there.
     Direct => direct,
     /// Send from the tail cache: the memory that the batch was written from.
@@ -75,7 +80,7 @@ pub(super) struct Outgoing<'a> {
     ring: &'a Ring,
     socket: &'a Socket,
     response: &'a mut Response,
-    counters: &'a TransferCounters,
+    transfers: &'a Transfers,
     /// The strategy whose turn it is, for its counters.
     egress: Egress,
 }
@@ -89,9 +94,9 @@ pub async fn send(
     socket: &Socket,
     egress: Egress,
     response: &mut Response,
-    counters: &TransferCounters,
+    transfers: &Transfers,
 ) -> io::Result<()> {
-    let mut out = Outgoing { ring, socket, response, counters, egress };
+    let mut out = Outgoing { ring, socket, response, transfers, egress };
     let sent = out.run(egress).await;
     if sent.is_err() {
         out.response.clear();
@@ -108,14 +113,25 @@ impl Outgoing<'_> {
                     let bytes = piece.bytes();
                     self.egress = wanted.carrier_of(&piece);
                     if self.egress != wanted {
-                        self.counters.note(wanted, |c| c.fallback_bytes += bytes);
+                        self.transfers.note(wanted, |c| c.fallback_bytes += bytes);
                     }
-                    self.counters.note(self.egress, |c| c.bytes += bytes);
+                    self.note(|c| c.bytes += bytes);
                     send_piece(self.egress, self, piece).await?;
                 }
             }
         }
         self.flush(false).await
+    }
+
+    fn note(&self, change: impl FnOnce(&mut EgressCounters)) {
+        self.transfers.note(self.egress, change);
+    }
+
+    /// The strategy whose turn it is cannot carry `bytes` of its piece: from here on it is the turn of `to`.
+    fn hand_over(&mut self, to: Egress, bytes: u64) {
+        self.note(|c| (c.bytes, c.fallback_bytes) = (c.bytes - bytes, c.fallback_bytes + bytes));
+        self.egress = to;
+        self.note(|c| c.bytes += bytes);
     }
 
     /// Appends memory to what the next send takes along.
@@ -137,7 +153,7 @@ impl Outgoing<'_> {
                 self.response.gather = Some(gather);
                 return Ok(());
             }
-            self.counters.note(self.egress, |c| c.sends += 1);
+            self.note(|c| c.sends += 1);
             let (result, mut gather) = self.ring.send_gather(self.socket, gather, more).await;
             match result {
                 Ok(sent) => gather.advance(sent),
@@ -196,7 +212,7 @@ impl Egress {
     }
 
     /// Who moves `piece` when this strategy was asked to: itself, or the named fallback. Memory is sent from where it
-    /// is; a file that has a direct descriptor is read by that, any other by `copy`.
+    /// is; a file that is to be read past the cache and has no descriptor for that is read by `copy`.
     #[must_use]
     pub fn carrier_of(self, piece: &Piece) -> Egress {
         match piece {
