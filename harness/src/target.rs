@@ -396,6 +396,7 @@ fn described(counters: &EngineCounters) -> Value {
             "fallback_bytes": counted.fallback_bytes,
             "sends": counted.sends,
             "cold_reads": counted.cold_reads,
+            "shared_reads": counted.shared_reads,
         });
         (egress.name().to_owned(), counted)
     });

@@ -423,6 +423,11 @@ impl Partition {
         let cut = self.0.log.borrow_mut().truncate_to(at);
         self.moved(&cut.removed_segments);
         let (segment, position) = cut.cut;
+        // Other bytes will come where some are cut: who keeps pages of this file by its handle shall not take those for
+        // these. Plans under way keep the handle that they have.
+        if let Some(entry) = self.0.files.borrow_mut().get_mut(segment) {
+            entry.reader = None;
+        }
         let file = self.writer(segment).await?;
         self.mind_flush(segment, position, self.0.common.ring.trim(&file, position.0).await)?;
         self.0.log.borrow_mut().set_prepared(position);
@@ -569,6 +574,7 @@ impl Partition {
     }
 
     async fn remove_paths(&self, bases: &[Offset]) -> std::io::Result<()> {
+        self.0.common.transfers.drop_closed();
         for &base in bases {
             for ext in [Ext::Index, Ext::TimeIndex, Ext::Log] {
                 let path = self.0.files.borrow().path(base, ext);

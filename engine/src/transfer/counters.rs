@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use super::egress::Egress;
+use super::egress::{Egress, Masters};
 
 /// Counts of one egress strategy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,11 +16,14 @@ pub struct EgressCounters {
     pub sends: u64,
     /// Times it had to bring pages into the cache first.
     pub cold_reads: u64,
+    /// Times that a unit of a segment had been read for another fetch, and was shared with this one.
+    pub shared_reads: u64,
 }
 
 /// What the transfers of one shard share.
 #[derive(Default)]
 pub struct Transfers {
+    pub(super) masters: Masters,
     egress: [Cell<EgressCounters>; Egress::ALL.len()],
     /// Bytes copied in user space on the way in.
     pub ingress_copied_bytes: Cell<u64>,
@@ -32,6 +35,17 @@ pub struct Transfers {
 }
 
 impl Transfers {
+    /// Drops what is kept of files that nobody has open any more.
+    pub(crate) fn drop_closed(&self) {
+        self.masters.drop_closed();
+    }
+
+    /// Pipes that hold a unit of a segment for whoever wants it, and bytes in them.
+    #[must_use]
+    pub fn masters(&self) -> (usize, u64) {
+        self.masters.usage()
+    }
+
     /// The counts of `egress`.
     #[must_use]
     pub fn egress(&self, egress: Egress) -> EgressCounters {

@@ -2,6 +2,7 @@
 
 mod copy;
 mod direct;
+mod masters;
 mod null;
 mod piped;
 mod resident;
@@ -9,11 +10,13 @@ mod ring_splice;
 mod sendfile;
 mod splice;
 mod tail;
+mod tee;
 
 use std::fmt;
 use std::io;
 use std::str::FromStr;
 
+pub(super) use self::masters::Masters;
 use super::counters::{EgressCounters, Transfers};
 use super::plan::{Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Response};
 use crate::sys::{Ring, Socket};
@@ -67,6 +70,8 @@ strategies! {
     Splice => splice,
     /// The same, filled by a worker of the kernel's through the ring: it may wait for the disk.
     RingSplice => ring_splice,
+    /// `tee(2)`: a range that many read is taken from the cache into a pipe once, and shared with each.
+    Tee => tee,
     /// Read past the page cache into registered memory, send from there.
     Direct => direct,
     /// Send from the tail cache: the memory that the batch was written from.
