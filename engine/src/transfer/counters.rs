@@ -24,6 +24,8 @@ pub struct EgressCounters {
 #[derive(Default)]
 pub struct Transfers {
     pub(super) masters: Masters,
+    /// Bytes of memory for one use that transfers under way may hold.
+    pub(super) fresh_bytes: Cell<u64>,
     egress: [Cell<EgressCounters>; Egress::ALL.len()],
     /// Bytes copied in user space on the way in.
     pub ingress_copied_bytes: Cell<u64>,

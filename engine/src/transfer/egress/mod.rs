@@ -11,6 +11,7 @@ mod sendfile;
 mod splice;
 mod tail;
 mod tee;
+mod vmsplice;
 
 use std::fmt;
 use std::io;
@@ -72,6 +73,8 @@ strategies! {
     RingSplice => ring_splice,
     /// `tee(2)`: a range that many read is taken from the cache into a pipe once, and shared with each.
     Tee => tee,
+    /// `vmsplice(2)`: read past the page cache into memory for one use, which goes through a pipe to the socket.
+    Vmsplice => vmsplice,
     /// Read past the page cache into registered memory, send from there.
     Direct => direct,
     /// Send from the tail cache: the memory that the batch was written from.
@@ -213,7 +216,7 @@ impl Egress {
     /// Whether it reads files past the page cache, for itself or for what it does not carry.
     #[must_use]
     pub fn reads_direct(self) -> bool {
-        self == Egress::Direct || !self.carries().file
+        matches!(self, Egress::Direct | Egress::Vmsplice) || !self.carries().file
     }
 
     /// Who moves `piece` when this strategy was asked to: itself, or the named fallback. Memory is sent from where it
@@ -223,6 +226,7 @@ impl Egress {
         match piece {
             Piece::Memory(_) if !self.carries().memory => Egress::Tail,
             Piece::File { file, .. } if self.reads_direct() => match file.direct {
+                Some(_) if self.carries().file => self,
                 Some(_) => Egress::Direct,
                 None => Egress::Copy,
             },
