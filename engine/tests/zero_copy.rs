@@ -13,7 +13,7 @@ use ringlog::log::{BatchBuilder, check_produced};
 use ringlog::shard::{Ack, Partition, Shard, ShardConfig, TopicConfig};
 use ringlog::sys::sim::World;
 use ringlog::sys::{Ring, Socket, UringOptions};
-use ringlog::transfer::{Egress, Ingress, Response, TransferCounters, send};
+use ringlog::transfer::{Egress, Ingress, Response, Transfers, send};
 use ringlog::types::{Offset, Timestamp};
 
 use pieces::read;
@@ -50,7 +50,7 @@ fn scribble(ring: &Ring) {
 /// What a scenario leaves: the bytes that were to be sent, and the counters.
 struct Sent {
     expected: Vec<u8>,
-    counters: TransferCounters,
+    counters: Transfers,
     lent_at_least_once: bool,
 }
 
@@ -82,7 +82,7 @@ async fn send_under_pressure(
     partition.fetch(Offset(0), 1 << 20, egress, &mut found).await.unwrap();
     let expected = read(ring, found.clone()).await;
     found.into_iter().for_each(|piece| response.push_records(piece));
-    let counters = Rc::new(TransferCounters::default());
+    let counters = Rc::new(Transfers::default());
     let (sender, counting, sending) = (ring.clone(), counters.clone(), socket.clone());
     let done = Rc::new(Cell::new(false));
     let tell = done.clone();
@@ -224,7 +224,7 @@ fn a_kernel_without_zero_copy_sends_is_served_by_copying_and_that_is_counted() {
         let bytes = lease.len() as u64;
         let mut response = Response::default();
         response.push_records(ringlog::transfer::Piece::Memory(lease));
-        let counters = TransferCounters::default();
+        let counters = Transfers::default();
         let receiving = async {
             let (received, _) = accepting.recv_all(&other, accepting.lease(64 << 10).await.unwrap()).await;
             assert_eq!(received.unwrap() as u64, bytes);

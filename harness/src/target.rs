@@ -398,6 +398,7 @@ fn described(counters: &EngineCounters) -> Value {
             "sends": counted.sends,
             "plain_sends": counted.plain_sends,
             "cold_reads": counted.cold_reads,
+            "shared_reads": counted.shared_reads,
         });
         (egress.name().to_owned(), counted)
     });

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::sys::sim::{DiskImage, World};
     use crate::sys::{OpenOptions, Socket};
-    use crate::transfer::{Egress, Piece, Response, TransferCounters, send};
+    use crate::transfer::{Egress, Piece, Response, Transfers, send};
     use crate::types::{Offset, Position};
 
     const BYTES: u64 = 100_000;
@@ -214,7 +214,7 @@ mod tests {
                     });
                     let reading = main.clone();
                     main.spawn(async move { take_all(&reading, &peer).await });
-                    let (mut response, counters) = (Response::default(), TransferCounters::default());
+                    let (mut response, counters) = (Response::default(), Transfers::default());
                     response.push_records(Piece::File { file, at: Position(0), bytes: BYTES });
                     let sent = send(&main, &ours, egress, &mut response, &counters).await;
                     if let Err(error) = &sent {

@@ -599,6 +599,7 @@ impl Partition {
     }
 
     async fn remove_paths(&self, bases: &[Offset]) -> std::io::Result<()> {
+        self.0.common.transfers.drop_closed();
         for &base in bases {
             for ext in [Ext::Index, Ext::TimeIndex, Ext::Log] {
                 let path = self.0.files.borrow().path(base, ext);

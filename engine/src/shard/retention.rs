@@ -31,6 +31,8 @@ pub(super) async fn run(shard: Shard) {
 impl Shard {
     /// Removes from this shard's partitions what is beyond their topics' retention, now.
     pub async fn enforce_retention(&self) {
+        // Other shards remove segments whose pages this one keeps for readers.
+        self.transfers().drop_closed();
         if self.id() == ShardId(0) {
             self.0.common.make_reserve().await;
             self.retry_deletions().await;

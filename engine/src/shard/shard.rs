@@ -23,7 +23,7 @@ use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
 use crate::sys::{ArenaUse, Flushes, Ring, RingCounters, ZeroCopyUse};
-use crate::transfer::{Piece, SharedPiece, Staged, TransferCounters};
+use crate::transfer::{Piece, SharedPiece, Staged, Transfers};
 use crate::types::{PartitionId, ShardId, TopicId};
 
 /// One core's worth of the engine. Cheap to clone; never leaves its thread.
@@ -74,7 +74,7 @@ pub(super) struct Common {
     pub config: ShardConfig,
     pub node: Arc<Node>,
     pub lanes: Rc<Lanes>,
-    pub transfers: TransferCounters,
+    pub transfers: Transfers,
     pub stages: Stages,
     pub maps: Maps,
     pub partitions: RefCell<Vec<Weak<PartitionInner>>>,
@@ -140,7 +140,7 @@ impl Shard {
             config,
             lanes: Rc::new(Lanes::new(node.clone(), id)),
             node: node.clone(),
-            transfers: TransferCounters::default(),
+            transfers: Transfers::default(),
             stages: Stages::default(),
             maps: Maps::default(),
             partitions: RefCell::new(Vec::new()),
@@ -306,9 +306,9 @@ impl Shard {
         self.0.by_id.borrow().get(&id).cloned()
     }
 
-    /// What transfers counted.
+    /// What transfers share, and what they counted.
     #[must_use]
-    pub fn transfers(&self) -> &TransferCounters {
+    pub fn transfers(&self) -> &Transfers {
         &self.0.common.transfers
     }
 

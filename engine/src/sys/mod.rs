@@ -14,6 +14,7 @@ mod lending;
 mod mailbox;
 mod map;
 mod op;
+mod pages;
 mod pipe;
 mod refusal;
 mod residency;
@@ -34,14 +35,15 @@ pub use gather::{GATHER_MAX, Gather};
 pub use lending::{Lending, UNRELEASED_BYTES_MAX, ZeroCopyUse};
 pub use mailbox::Mailbox;
 pub use map::{FileMap, GUARDED_MAPS_MAX, MapState};
-pub use op::{DirEntry, DirLock, File, Listener, OpenOptions, SharedFile, Socket};
-pub use pipe::{PIPES_KEPT_MAX, Pipe};
+pub use op::{DirEntry, DirLock, File, FileId, Listener, OpenOptions, SharedFile, Socket};
+pub use pages::Pages;
+pub use pipe::{PIPE_BYTES, PIPES_KEPT_MAX, Pipe};
 pub use refusal::{is_failed_flush, is_passing};
 pub use residency::{Residency, residency};
 pub use ring::{Done, OPS_IN_FLIGHT_MAX, Ring, RingCounters, Timer};
 pub use stamp::FileStamp;
 pub use task::{Executor, TASKS_MAX};
-pub use uring::{AddressClaim, Setup, UringError, UringOptions};
+pub use uring::{AddressClaim, SPLICE_WORKERS_MAX, Setup, UringError, UringOptions};
 
 /// What direct reads and writes are aligned to, in memory and in the file: the largest of what devices ask for.
 pub const BLOCK_BYTES: usize = 4096;

@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use super::arena::{Chunk, Lease, LeaseMut};
@@ -18,6 +18,8 @@ use super::flushes::Flushes;
 use super::gather::Gather;
 use super::lending::{Loan, Unreleased};
 use super::map::{FileMap, Mapping};
+use super::pages::FreshPages;
+use super::pipe::Pipe;
 use super::sim::{SimFile, SimListener, SimLock, SimSocket};
 use super::uring::OsHandle;
 
@@ -38,6 +40,17 @@ pub struct SharedFile(pub(crate) SharedFileKind);
 pub(crate) enum SharedFileKind {
     Os { fd: Arc<std::os::fd::OwnedFd>, direct: bool },
     Sim(SimFile),
+}
+
+/// Which open file a [`File`] is, on whichever ring: handles that were shared name the same one, handles that were opened
+/// apart do not. Keeps nothing open, and is never the name of another file, however long it is kept.
+#[derive(Clone)]
+pub struct FileId(FileIdKind);
+
+#[derive(Clone)]
+enum FileIdKind {
+    Os(Weak<std::os::fd::OwnedFd>),
+    Sim(Weak<()>),
 }
 
 /// A connected stream socket on one shard's ring. Closed when the last clone and operation are gone.
@@ -138,6 +151,21 @@ pub(crate) enum Request {
         at: u64,
         from: Gather,
     },
+    /// Reads into memory that is used for this once.
+    ReadPages {
+        file: File,
+        at: u64,
+        into: FreshPages,
+        /// Of `into`, what is there already.
+        filled: usize,
+    },
+    /// Takes up to `bytes` of the file into the pipe. May wait for the disk: a worker of the kernel's does.
+    SpliceIn {
+        file: File,
+        at: u64,
+        bytes: usize,
+        pipe: Pipe,
+    },
     /// Makes completed writes of this file survive power loss, with the metadata needed to find them.
     Sync {
         file: File,
@@ -232,6 +260,11 @@ pub(crate) enum Job {
     MapChunk {
         bytes: usize,
     },
+    MapPages {
+        bytes: usize,
+    },
+    /// Unmaps pages that an operation has used.
+    UnmapPages(#[allow(dead_code, reason = "held for its drop")] FreshPages),
     /// Closes a descriptor whose last close may take long (an unlinked segment).
     Close(std::os::fd::OwnedFd),
 }
@@ -262,6 +295,7 @@ pub(crate) enum Reply {
     /// What a helper mapped; the ring that asked turns it into a [`FileMap`].
     Mapped(Arc<Mapping>),
     Map(FileMap),
+    Pages(FreshPages),
 }
 
 /// One answer of the world.
@@ -376,12 +410,42 @@ impl File {
         })
     }
 
+    /// Which open file it is.
+    #[must_use]
+    pub fn id(&self) -> FileId {
+        FileId(match &*self.0 {
+            FileKind::Os(handle) => FileIdKind::Os(handle.identity()),
+            FileKind::Sim(file) => FileIdKind::Sim(file.identity()),
+        })
+    }
+
     /// Whether reads and writes pass by the page cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {
         match &*self.0 {
             FileKind::Os(handle) => handle.direct,
             FileKind::Sim(file) => file.is_direct(),
+        }
+    }
+}
+
+impl FileId {
+    /// Whether anybody still has it open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        match &self.0 {
+            FileIdKind::Os(fd) => fd.strong_count() > 0,
+            FileIdKind::Sim(life) => life.strong_count() > 0,
+        }
+    }
+}
+
+impl PartialEq for FileId {
+    fn eq(&self, other: &FileId) -> bool {
+        match (&self.0, &other.0) {
+            (FileIdKind::Os(a), FileIdKind::Os(b)) => a.ptr_eq(b),
+            (FileIdKind::Sim(a), FileIdKind::Sim(b)) => a.ptr_eq(b),
+            _ => false,
         }
     }
 }

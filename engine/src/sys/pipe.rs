@@ -1,16 +1,18 @@
-//! A pipe that file pages pass through on their way to a socket: filled from a file, emptied into a socket, never read.
+//! A pipe that pages pass through on their way to a socket: filled from a file, from memory or from another pipe, emptied
+//! into a socket, never read.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
 /// What a pipe is asked to hold: the most that an ordinary user gets.
-const PIPE_BYTES: i32 = 1 << 20;
+pub const PIPE_BYTES: usize = 1 << 20;
 /// Empty pipes that a ring keeps for the next one who needs one.
 pub const PIPES_KEPT_MAX: usize = 16;
 
-/// One pipe. What is in it was taken out of a file and waits for a socket.
+/// One pipe. What is in it waits for a socket, or to be taken from it by others.
 pub struct Pipe {
     pub(super) kind: PipeKind,
     capacity: usize,
@@ -18,22 +20,34 @@ pub struct Pipe {
 }
 
 pub(super) enum PipeKind {
-    Os { read: OwnedFd, write: OwnedFd },
-    Sim(VecDeque<u8>),
+    Os {
+        read: OwnedFd,
+        write: OwnedFd,
+    },
+    /// Shared with the operation that fills or empties it, as the kernel's side of a descriptor is.
+    Sim(Rc<RefCell<VecDeque<u8>>>),
 }
 
 impl Pipe {
-    pub(super) fn of_kernel() -> io::Result<Pipe> {
+    /// One that holds `bytes` if the user may have as much, else what the kernel gives.
+    pub(super) fn of_kernel(bytes: usize) -> io::Result<Pipe> {
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
         let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         // Users whose pipes are large in sum get small ones: slower, and right all the same.
-        let capacity = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES))
+        let capacity = fcntl(&write, FcntlArg::F_SETPIPE_SZ(bytes as i32))
             .or_else(|_| fcntl(&write, FcntlArg::F_GETPIPE_SZ))?;
         Ok(Pipe { kind: PipeKind::Os { read, write }, capacity: capacity as usize, held: 0 })
     }
 
-    pub(super) fn simulated() -> Pipe {
-        Pipe { kind: PipeKind::Sim(VecDeque::new()), capacity: PIPE_BYTES as usize, held: 0 }
+    pub(super) fn simulated(bytes: usize) -> Pipe {
+        Pipe { kind: PipeKind::Sim(Rc::default()), capacity: bytes, held: 0 }
+    }
+
+    pub(super) fn simulated_bytes(&self) -> &Rc<RefCell<VecDeque<u8>>> {
+        match &self.kind {
+            PipeKind::Sim(bytes) => bytes,
+            PipeKind::Os { .. } => unreachable!("pipes do not cross between worlds"),
+        }
     }
 
     pub(super) fn read_end(&self) -> RawFd {

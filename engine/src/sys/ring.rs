@@ -10,12 +10,14 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::BLOCK_BYTES;
 use super::arena::{Arena, BLOCK_CLASSES, Chunk, Lease, LeaseMut, class_of};
 use super::capabilities::Capabilities;
 use super::clock::Moment;
@@ -27,7 +29,8 @@ use super::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, OpenOptions, Reply, Request, SharedFile,
     SharedFileKind, Socket, Token,
 };
-use super::pipe::{Pipe, Pipes};
+use super::pages::{FreshPages, Pages};
+use super::pipe::{PIPE_BYTES, Pipe, Pipes};
 use super::sim::SimDriver;
 use super::stamp::FileStamp;
 use super::task::{Bell, Executor};
@@ -44,6 +47,8 @@ const REGISTER_PATIENCE: Duration = Duration::from_millis(20);
 const LEASE_RETRY: Duration = Duration::from_millis(1);
 /// How long a ring that ends waits for peers to take what zero-copy sends still hold, before it resets them.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
+/// Pages for one use that are mapped and unmapped here and now; more take a helper.
+const MAPPED_INLINE_MAX: usize = 64 << 10;
 
 /// One thread's way to the world. Clones share it.
 #[derive(Clone)]
@@ -612,15 +617,25 @@ impl Ring {
         }
     }
 
-    /// An empty pipe: one that was given back, or a new one.
+    /// An empty pipe: one that was given back, or a new one, of [`super::PIPE_BYTES`] if the user may have as much.
     ///
     /// # Errors
     /// What the kernel said: too many descriptors, most likely.
     pub fn pipe(&self) -> io::Result<Pipe> {
-        match (self.0.pipes.take(), &*self.0.driver.borrow()) {
-            (Some(pipe), _) => Ok(pipe),
-            (None, Driver::Uring(_)) => Pipe::of_kernel(),
-            (None, Driver::Sim(_)) => Ok(Pipe::simulated()),
+        match self.0.pipes.take() {
+            Some(pipe) => Ok(pipe),
+            None => self.new_pipe(PIPE_BYTES),
+        }
+    }
+
+    /// A new pipe of `bytes`; a smaller one where the user has many already.
+    ///
+    /// # Errors
+    /// As [`Ring::pipe`].
+    pub fn new_pipe(&self, bytes: usize) -> io::Result<Pipe> {
+        match &*self.0.driver.borrow() {
+            Driver::Uring(_) => Pipe::of_kernel(bytes),
+            Driver::Sim(sim) => sim.new_pipe(bytes),
         }
     }
 
@@ -687,6 +702,68 @@ impl Ring {
         }
     }
 
+    /// `tee(2)`: lets `to` have the first `bytes` of what `from` holds, as far as it has room, and leaves them in `from`. Now,
+    /// without copying: both refer to the same pages.
+    ///
+    /// # Errors
+    /// `WouldBlock` when `to` is full; otherwise what the kernel said.
+    pub fn tee(&self, from: &Pipe, to: &mut Pipe, bytes: usize) -> io::Result<usize> {
+        let shared = match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.tee(from, to, bytes),
+            Driver::Sim(sim) => sim.tee(from, to, bytes),
+        }?;
+        to.note_in(shared);
+        Ok(shared)
+    }
+
+    /// Takes the first `bytes` out of `pipe`, now, to nowhere.
+    ///
+    /// # Errors
+    /// What the kernel said; `UnexpectedEof` when the pipe does not hold as many.
+    pub fn discard(&self, pipe: &mut Pipe, bytes: usize) -> io::Result<()> {
+        let mut left = bytes;
+        while left > 0 {
+            let gone = match &mut *self.0.driver.borrow_mut() {
+                Driver::Uring(uring) => uring.discard(pipe, left),
+                Driver::Sim(sim) => sim.discard(pipe, left),
+            }?;
+            if gone == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            pipe.note_out(gone);
+            left -= gone;
+        }
+        Ok(())
+    }
+
+    /// `vmsplice(2)`: lets `pipe` have a `range` of the bytes of `pages`, as far as it has room. Now, without copying. `pages`
+    /// may be given back at once ([`Ring::unmap`]).
+    ///
+    /// # Errors
+    /// `WouldBlock` when the pipe is full; otherwise what the kernel said.
+    pub fn vmsplice(&self, pages: &Pages, range: Range<usize>, pipe: &mut Pipe) -> io::Result<usize> {
+        let bytes = &pages.as_slice()[range];
+        let taken = match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.vmsplice(bytes, pipe),
+            Driver::Sim(sim) => sim.vmsplice(bytes, pipe),
+        }?;
+        pipe.note_in(taken);
+        Ok(taken)
+    }
+
+    /// Takes up to `bytes` from `file` at `at` into `pipe`, on a worker of the kernel's, which may wait for the disk. 0 at
+    /// the end of the file. At most [`super::SPLICE_WORKERS_MAX`] workers do that at a time; more wait their turn.
+    pub async fn splice_in_waiting(&self, file: &File, at: u64, bytes: usize, pipe: Pipe) -> Done<Pipe> {
+        match self.submit(Request::SpliceIn { file: file.clone(), at, bytes, pipe }).await {
+            (Ok(taken), Request::SpliceIn { mut pipe, .. }, _) => {
+                pipe.note_in(taken as usize);
+                (Ok(taken as usize), pipe)
+            }
+            (Err(error), Request::SpliceIn { pipe, .. }, _) => (Err(error), pipe),
+            _ => unreachable!("an operation gives back its own request"),
+        }
+    }
+
     /// Whether all of `[at, at + bytes)` lies in the page cache now. `false` when the kernel cannot tell.
     #[must_use]
     pub fn is_resident(&self, file: &File, at: u64, bytes: u64) -> bool {
@@ -703,6 +780,49 @@ impl Ring {
         match self.submit(Request::Read { file: file.clone(), at, into }).await {
             (result, Request::Read { into, .. }, _) => (result.map(|n| n as usize), into),
             _ => unreachable!("an operation gives back its own request"),
+        }
+    }
+
+    /// Reads `bytes` at `at` into pages mapped for this once; fewer at the end of the file. A helper maps larger ones: the
+    /// kernel has to zero them first.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn read_pages(&self, file: &File, at: u64, bytes: usize) -> io::Result<Pages> {
+        let mut into = match bytes <= MAPPED_INLINE_MAX {
+            true => FreshPages::map(bytes)?,
+            false => match self.help(Job::MapPages { bytes }, None).await? {
+                Reply::Pages(pages) => pages,
+                _ => unreachable!("mapping pages replies with them"),
+            },
+        };
+        let mut filled = 0;
+        while filled < bytes {
+            // After a short read it goes on at a whole block, as direct reads must.
+            let again = filled / BLOCK_BYTES * BLOCK_BYTES;
+            let at = at + again as u64;
+            let read = Request::ReadPages { file: file.clone(), at, into, filled: again };
+            let (result, Request::ReadPages { into: back, .. }, _) = self.submit(read).await else {
+                unreachable!("an operation gives back its own request")
+            };
+            into = back;
+            let read = result? as usize;
+            if again + read <= filled {
+                break; // The end of the file.
+            }
+            filled = again + read;
+        }
+        Ok(into.fill(filled))
+    }
+
+    /// Takes `pages` out of this process, on a helper where that takes a while. Pipes and sockets that have some of them go
+    /// on.
+    pub fn unmap(&self, pages: Pages) {
+        let memory = pages.into_memory();
+        if let Driver::Uring(uring) = &*self.0.driver.borrow()
+            && memory.len() > MAPPED_INLINE_MAX
+        {
+            uring.unmap(memory);
         }
     }
 

@@ -244,3 +244,49 @@ fn leases_are_given_in_the_order_of_coming_within_the_budget() {
         });
     }
 }
+
+/// However many splices wait for the disk, the kernel starts no more workers for them than it was told.
+#[test]
+fn splices_that_wait_have_few_workers() {
+    let ring = ring();
+    let main = ring.clone();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f");
+    std::fs::write(&path, vec![7; 64 << 20]).unwrap();
+    let cold = std::fs::File::open(&path).unwrap();
+    cold.sync_all().unwrap();
+    // SAFETY: advice about an open file; no memory is involved.
+    let advised = unsafe {
+        use std::os::fd::AsRawFd;
+        libc::posix_fadvise(cold.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED)
+    };
+    assert_eq!(advised, 0);
+    // SAFETY: it only tells the calling thread's number.
+    let own = format!("iou-wrk-{}\n", unsafe { libc::gettid() });
+    let workers = move || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
+        names.filter(|name| *name == own).count()
+    };
+    ring.run(async move {
+        let ring = main;
+        let file = ring.open(&path, OpenOptions::default()).await.unwrap();
+        let (done, most) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        for number in 0..64 {
+            let (ring, file, done) = (ring.clone(), file.clone(), done.clone());
+            let (most, workers) = (most.clone(), workers.clone());
+            ring.clone().spawn(async move {
+                let (taken, pipe) =
+                    ring.splice_in_waiting(&file, number << 20, 64 << 10, ring.pipe().unwrap()).await;
+                assert_eq!(taken.unwrap(), pipe.held());
+                most.set(workers().max(most.get()));
+                done.set(done.get() + 1);
+            });
+        }
+        while done.get() < 64 {
+            ring.sleep(Duration::from_millis(1)).await;
+        }
+        assert!((1..=SPLICE_WORKERS_MAX as usize).contains(&most.get()), "{} workers", most.get());
+    });
+    ring.shut_down();
+}

@@ -1,8 +1,9 @@
-//! What the transfers of one shard moved, by strategy, and what they fell back to.
+//! What the transfers of one shard have in common: counts of what moved, by strategy, and of what fell back to another,
+//! and what strategies share between connections.
 
 use std::cell::Cell;
 
-use super::egress::Egress;
+use super::egress::{Egress, Masters};
 
 /// Counts of one egress strategy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,11 +19,16 @@ pub struct EgressCounters {
     pub plain_sends: u64,
     /// Times it had to bring pages into the cache first.
     pub cold_reads: u64,
+    /// Times that a unit of a segment had been read for another fetch, and was shared with this one.
+    pub shared_reads: u64,
 }
 
-/// All counts of one shard's transfers.
+/// What the transfers of one shard share.
 #[derive(Default)]
-pub struct TransferCounters {
+pub struct Transfers {
+    pub(super) masters: Masters,
+    /// Bytes of memory for one use that transfers under way may hold.
+    pub(super) fresh_bytes: Cell<u64>,
     egress: [Cell<EgressCounters>; Egress::ALL.len()],
     /// Bytes copied in user space on the way in.
     pub ingress_copied_bytes: Cell<u64>,
@@ -33,7 +39,18 @@ pub struct TransferCounters {
     pub ingress_bytes: Cell<u64>,
 }
 
-impl TransferCounters {
+impl Transfers {
+    /// Drops what is kept of files that nobody has open any more.
+    pub(crate) fn drop_closed(&self) {
+        self.masters.drop_closed();
+    }
+
+    /// Pipes that hold a unit of a segment for whoever wants it, and bytes in them.
+    #[must_use]
+    pub fn masters(&self) -> (usize, u64) {
+        self.masters.usage()
+    }
+
     /// The counts of `egress`.
     #[must_use]
     pub fn egress(&self, egress: Egress) -> EgressCounters {

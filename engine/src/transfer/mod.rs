@@ -11,7 +11,7 @@ mod ingress;
 mod join;
 mod plan;
 
-pub use counters::{EgressCounters, TransferCounters};
+pub use counters::{EgressCounters, Transfers};
 pub use egress::{Egress, send};
 pub use ingress::{Ingress, Need, Slot, Staged, WriteData, WriteUnit};
 pub use join::{join, join_writes};

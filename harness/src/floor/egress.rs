@@ -7,6 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail, ensure};
 use ringlog::sys::{BLOCK_BYTES, Lease, Lending, Ring, Socket};
 
+use super::pipes::{self, Begun};
 use super::stored::{Partition, Stored, Stretch};
 use super::{Answer, Asked, Floor};
 use crate::waiting::{Started, start};
@@ -30,6 +31,12 @@ pub(super) enum Way {
     Splice,
     /// send(2) from a map of the file.
     Mmap,
+    /// The same, and tee(2) from one pipe to another between.
+    Tee,
+    /// IORING_OP_SPLICE into a pipe, splice(2) out of it.
+    RingSplice,
+    /// O_DIRECT into pages for one use, vmsplice(2) into a pipe, splice(2) out of it.
+    Vmsplice,
 }
 
 /// What was begun for the next answer.
@@ -38,6 +45,8 @@ pub(super) enum Ahead {
     Read(Stretch, Started<std::io::Result<Lease>>),
     /// The page cache, up to a position.
     Warmed(u64, Started<std::io::Result<()>>),
+    /// The way of a stretch through a pipe.
+    Begun(Stretch, Started<std::io::Result<Begun>>),
 }
 
 impl FromStr for Way {
@@ -52,6 +61,9 @@ impl FromStr for Way {
             "sendfile" => Way::Sendfile,
             "splice" => Way::Splice,
             "mmap" => Way::Mmap,
+            "tee" => Way::Tee,
+            "ring_splice" => Way::RingSplice,
+            "vmsplice" => Way::Vmsplice,
             _ => bail!("there is no floor for egress `{name}`"),
         })
     }
@@ -96,7 +108,12 @@ pub(super) async fn answer(
                     answer.push(bytes)?;
                 }
             }
-            Way::Sendfile | Way::Splice | Way::Mmap => {
+            Way::RingSplice | Way::Vmsplice => {
+                answer.send(ring, socket, true).await?;
+                let next = partition.stretch(stretch.end, asked.bytes_max as u64)?;
+                pipes::send(ring, partition, way, socket, (stretch, next), ahead).await?;
+            }
+            Way::Sendfile | Way::Splice | Way::Tee | Way::Mmap => {
                 answer.send(ring, socket, true).await?;
                 share(ring, partition, way, socket, stretch, ahead).await?;
             }
@@ -173,10 +190,9 @@ async fn share(
         if next > warm_to { warm.warm_cache(&cold, warm_to, next).await } else { Ok(()) }
     });
     *ahead = Some(Ahead::Warmed(next, warming));
-    let mut pipe = match way {
-        Way::Splice => Some(ring.pipe().context("a pipe")?),
-        _ => None,
-    };
+    let a_pipe = || ring.pipe().context("a pipe");
+    let mut pipe = if matches!(way, Way::Sendfile | Way::Mmap) { None } else { Some(a_pipe()?) };
+    let mut master = if way == Way::Tee { Some(a_pipe()?) } else { None };
     while at < end || pipe.as_ref().is_some_and(|pipe| pipe.held() > 0) {
         let moved = match &mut pipe {
             None if map.is_some() => {
@@ -185,7 +201,15 @@ async fn share(
             }
             None => ring.sendfile(socket, file, at, end - at),
             Some(pipe) if pipe.held() == 0 => {
-                let taken = ring.splice_in(file, at, (end - at) as usize, pipe)?;
+                let taken = match &mut master {
+                    Some(master) => {
+                        ring.splice_in(file, at, (end - at) as usize, master)?;
+                        let taken = ring.tee(master, pipe, master.held())?;
+                        ring.discard(master, master.held())?;
+                        taken
+                    }
+                    None => ring.splice_in(file, at, (end - at) as usize, pipe)?,
+                };
                 ensure!(taken > 0, "the file ends at {at}");
                 at += taken as u64;
                 continue;
@@ -200,8 +224,6 @@ async fn share(
             Err(error) => return Err(error.into()),
         }
     }
-    if let Some(pipe) = pipe {
-        ring.give_pipe(pipe);
-    }
+    [pipe, master].into_iter().flatten().for_each(|pipe| ring.give_pipe(pipe));
     Ok(())
 }

@@ -17,6 +17,7 @@ mod disk;
 mod egress;
 pub mod ingest;
 mod memory;
+mod pipes;
 pub mod stored;
 pub mod validity;
 

@@ -8,9 +8,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::disk::{DiskEvent, NameChange, Node};
+use super::pipes::SimPipe;
 use super::world::{Address, Due, Outcome, State, World};
 use crate::sys::BLOCK_BYTES;
 use crate::sys::arena::{Arena, Chunk, Lease};
@@ -22,7 +23,7 @@ use crate::sys::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, LockKind, OpenOptions, Reply, Request,
     Socket, Token,
 };
-use crate::sys::pipe::{Pipe, PipeKind};
+use crate::sys::pages::FreshPages;
 use crate::sys::refusal::{about, failed_flush};
 use crate::sys::ring::RingCounters;
 use crate::sys::stamp::FileStamp;
@@ -34,14 +35,20 @@ const VISIT_NANOS: u64 = 300;
 /// An open file of the simulated world.
 #[derive(Clone)]
 pub(crate) struct SimFile {
-    inode: u64,
-    path: PathBuf,
+    pub(super) inode: u64,
+    pub(super) path: PathBuf,
     options: OpenOptions,
+    /// As long as somebody has it open.
+    life: Arc<()>,
 }
 
 impl SimFile {
     pub(crate) fn is_direct(&self) -> bool {
         self.options.direct
+    }
+
+    pub(crate) fn identity(&self) -> Weak<()> {
+        Arc::downgrade(&self.life)
     }
 }
 
@@ -70,6 +77,11 @@ impl Memory {
 
     pub fn of_mut(bytes: &mut [u8]) -> Memory {
         Memory(vec![(bytes.as_mut_ptr(), bytes.len())])
+    }
+
+    /// Memory that an operation owns and writes.
+    pub fn of_parts(start: *mut u8, bytes: usize) -> Memory {
+        Memory(vec![(start, bytes)])
     }
 
     pub fn of_gather(gather: &Gather) -> Memory {
@@ -120,6 +132,7 @@ impl Memory {
 pub(super) enum Effect {
     Read { file: File, at: u64, into: Memory },
     Write { file: File, at: u64, from: Memory },
+    SpliceIn { file: File, at: u64, bytes: usize, room: usize, pipe: SimPipe },
     Sync { file: File, before: usize },
     Help { job: Job, file: Option<File> },
 }
@@ -182,41 +195,6 @@ impl SimDriver {
         taken.truncate(read);
         state.send_now(socket, &taken);
         Ok(read)
-    }
-
-    pub(crate) fn splice_in(
-        &mut self,
-        file: &File,
-        at: u64,
-        bytes: usize,
-        pipe: &mut Pipe,
-    ) -> io::Result<usize> {
-        let mut state = self.world.0.borrow_mut();
-        state.rings[self.ring].counters.system_calls += 1;
-        let file = sim_file(file);
-        if state.faults.fails_read(&file.path) {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
-        }
-        let room = pipe.capacity() - pipe.held();
-        if room == 0 {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let most = bytes.min(room);
-        let mut taken = vec![0; if state.random.bool() { most } else { state.random.usize(1..=most) }];
-        let read = state.disk.state.inodes[&file.inode].current.read(at, &mut taken);
-        let PipeKind::Sim(held) = &mut pipe.kind else { unreachable!("pipes do not cross between worlds") };
-        held.extend(&taken[..read]);
-        Ok(read)
-    }
-
-    pub(crate) fn splice_out(&mut self, pipe: &mut Pipe, socket: &Socket) -> io::Result<usize> {
-        let mut state = self.world.0.borrow_mut();
-        state.rings[self.ring].counters.system_calls += 1;
-        let room = state.room_to_send(socket)?;
-        let PipeKind::Sim(held) = &mut pipe.kind else { unreachable!("pipes do not cross between worlds") };
-        let sent: Vec<u8> = held.drain(..room.min(held.len())).collect();
-        state.send_now(socket, &sent);
-        Ok(sent.len())
     }
 
     /// As the kernel does it: behind the end of a file that was cut there are zeros up to the end of the page, and nothing
@@ -298,6 +276,14 @@ impl SimDriver {
                 }
                 Effect::Write { file: file.clone(), at: *at, from: memory }
             }
+            Request::ReadPages { file, at, into, filled } => {
+                let (start, bytes) = into.rest(*filled);
+                Effect::Read { file: file.clone(), at: *at, into: Memory::of_parts(start, bytes) }
+            }
+            Request::SpliceIn { file, at, bytes, pipe } => {
+                let (room, into) = (pipe.capacity() - pipe.held(), pipe.simulated_bytes().clone());
+                Effect::SpliceIn { file: file.clone(), at: *at, bytes: *bytes, room, pipe: into }
+            }
             Request::Sync { file } => {
                 counters.syncs += 1;
                 Effect::Sync { file: file.clone(), before: state.disk.events() }
@@ -359,7 +345,7 @@ fn copy_of(spare: &Arena, lease: &Lease) -> Lease {
     copy.freeze()
 }
 
-fn sim_file(file: &File) -> &SimFile {
+pub(super) fn sim_file(file: &File) -> &SimFile {
     match &*file.0 {
         FileKind::Sim(file) => file,
         FileKind::Os(_) => unreachable!("a file of the kernel's in the simulated world"),
@@ -371,6 +357,9 @@ impl State {
         let outcome = match effect {
             Effect::Read { file, at, into } => self.read(sim_file(&file), at, &into),
             Effect::Write { file, at, from } => self.write(sim_file(&file), at, &from),
+            Effect::SpliceIn { file, at, bytes, room, pipe } => {
+                Outcome::of(self.splice_in(&file, at, bytes.min(room), &pipe).map(|taken| taken as u32))
+            }
             Effect::Sync { file, before } => self.sync(sim_file(&file), before),
             Effect::Help { job, file } => match self.help(job, file.as_ref()) {
                 Ok(outcome) => outcome,
@@ -535,6 +524,11 @@ impl State {
             }),
             Job::Lock { path } => self.lock(&path)?,
             Job::MapChunk { bytes } => Reply::Chunk(Chunk::map(bytes)?),
+            Job::MapPages { bytes } => Reply::Pages(FreshPages::map(bytes)?),
+            Job::UnmapPages(pages) => {
+                drop(pages);
+                Reply::None
+            }
             Job::Close(fd) => {
                 drop(fd);
                 Reply::None
@@ -613,7 +607,7 @@ impl State {
             None if options.create => self.create(&path)?,
             None => return Err(not_found()),
         };
-        Ok(Reply::File(File(Rc::new(FileKind::Sim(SimFile { inode, path, options })))))
+        Ok(Reply::File(File(Rc::new(FileKind::Sim(SimFile { inode, path, options, life: Arc::default() })))))
     }
 
     fn create(&mut self, path: &Path) -> io::Result<u64> {

@@ -9,6 +9,7 @@ mod driver;
 mod image;
 mod loans;
 mod network;
+mod pipes;
 #[cfg(test)]
 mod tests;
 mod world;

@@ -258,6 +258,8 @@ impl State {
             Request::Read { .. }
             | Request::Write { .. }
             | Request::WriteGather { .. }
+            | Request::ReadPages { .. }
+            | Request::SpliceIn { .. }
             | Request::Sync { .. }
             | Request::Help { .. } => unreachable!("not about the network"),
         }
@@ -515,7 +517,7 @@ impl State {
         }
     }
 
-    /// Bytes that `sendfile` may queue on `socket` now.
+    /// Bytes that `sendfile` and `splice` may queue on `socket` now.
     pub(super) fn room_to_send(&mut self, socket: &Socket) -> io::Result<usize> {
         let id = sim_socket(socket).id;
         let room = self.network.room(id);

@@ -268,6 +268,7 @@ pub(super) struct FaultPlan {
     pub ignore_syncs: bool,
     pub disk_full: bool,
     pub descriptors_are_out: bool,
+    pub pipe_bytes_max: Option<usize>,
     pub flushes_are_lost: bool,
     pub reuse_memory_in_flight: bool,
     pub zero_copy_is_unknown: bool,
@@ -357,6 +358,11 @@ impl Faults {
     /// Nothing can be opened any more: the process has all the descriptors that it may have.
     pub fn exhaust_descriptors(&self, out: bool) {
         self.plan(|plan| plan.descriptors_are_out = out);
+    }
+
+    /// New pipes hold no more than this, as those of a user who has many.
+    pub fn shrink_pipes(&self, bytes_max: Option<usize>) {
+        self.plan(|plan| plan.pipe_bytes_max = bytes_max);
     }
 
     /// The file system is known to lose what it says it has flushed.

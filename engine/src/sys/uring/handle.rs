@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use io_uring::IoUring;
@@ -108,6 +108,11 @@ impl OsHandle {
 
     pub(crate) fn share(&self) -> Arc<OwnedFd> {
         self.fd.clone().expect("a handle has its descriptor until it is dropped")
+    }
+
+    /// Names the descriptor without keeping it open.
+    pub(crate) fn identity(&self) -> Weak<OwnedFd> {
+        Arc::downgrade(self.fd.as_ref().expect("a handle has its descriptor until it is dropped"))
     }
 
     pub(crate) fn fd(&self) -> RawFd {

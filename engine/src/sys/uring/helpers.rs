@@ -21,6 +21,7 @@ use crate::sys::arena::Chunk;
 use crate::sys::flushes::{Flushes, flushes_of};
 use crate::sys::map::Mapping;
 use crate::sys::op::{DirEntry, DirLock, Job, LockKind, OpenOptions, Reply, Token};
+use crate::sys::pages::FreshPages;
 use crate::sys::refusal::{about, failed_flush};
 
 /// Jobs that may wait for a helper.
@@ -46,6 +47,7 @@ enum SendReply {
     Lock(OwnedFd),
     Chunk(Chunk),
     Mapped(Arc<Mapping>),
+    Pages(FreshPages),
 }
 
 pub(super) struct HelperPool {
@@ -118,6 +120,7 @@ impl HelperPool {
             SendReply::Lock(fd) => Reply::Lock(DirLock(LockKind::Os { _fd: fd })),
             SendReply::Chunk(chunk) => Reply::Chunk(chunk),
             SendReply::Mapped(mapping) => Reply::Mapped(mapping),
+            SendReply::Pages(pages) => Reply::Pages(pages),
         };
         Some((token, result, reply))
     }
@@ -191,6 +194,11 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
         Job::CutAnew { path, to } => cut_anew(&path, to).map_err(about("cut", &path)).map(done),
         Job::Lock { path } => lock(&path).map(SendReply::Lock),
         Job::MapChunk { bytes } => Chunk::map(bytes).map(SendReply::Chunk),
+        Job::MapPages { bytes } => FreshPages::map(bytes).map(SendReply::Pages),
+        Job::UnmapPages(pages) => {
+            drop(pages);
+            Ok(SendReply::None)
+        }
         Job::Close(fd) => {
             drop(fd);
             Ok(SendReply::None)

@@ -18,7 +18,7 @@ use io_uring::{IoUring, opcode, squeue, types as uring_types};
 
 pub use handle::{AddressClaim, OsHandle, SockAddr};
 pub(crate) use helpers::Sender as HelperSender;
-pub use setup::{Setup, UringError, UringOptions};
+pub use setup::{SPLICE_WORKERS_MAX, Setup, UringError, UringOptions};
 
 use self::handle::FixedTable;
 use self::helpers::{Help, HelperPool};
@@ -26,8 +26,9 @@ use super::arena::Chunk;
 use super::clock::Moment;
 use super::map::{FileMap, Mapping};
 use super::op::{
-    Completion, File, FileKind, Listener, ListenerKind, Reply, Request, Socket, SocketKind, Token,
+    Completion, File, FileKind, Job, Listener, ListenerKind, Reply, Request, Socket, SocketKind, Token,
 };
+use super::pages::FreshPages;
 use super::pipe::Pipe;
 use super::ring::RingCounters;
 use super::stamp::FileStamp;
@@ -65,6 +66,8 @@ pub struct Uring {
     sends_zero_copy: bool,
     /// Release notices that are to come.
     releases: u32,
+    /// Where what nobody wants goes; opened when first wanted.
+    nowhere: Option<OwnedFd>,
     acceptors: Vec<Acceptor>,
     done: VecDeque<Completion>,
     counters: RingCounters,
@@ -108,6 +111,8 @@ impl Uring {
         let for_helpers = bell.try_clone().map_err(|source| UringError::Other { what: "eventfd", source })?;
         let helpers = HelperPool::start(options.helpers, for_helpers)
             .map_err(|source| UringError::Other { what: "helper thread", source })?;
+        setup::bound_workers(&ring)
+            .map_err(|source| UringError::Other { what: "a bound on io_uring's workers", source })?;
         let fixed_files = Rc::new(FixedTable::register(&ring));
         let fixed_buffers = match ring.submitter().register_buffers_sparse(FIXED_BUFFERS) {
             Ok(()) => 0,
@@ -131,6 +136,7 @@ impl Uring {
             fixed_buffers,
             sends_zero_copy,
             releases: 0,
+            nowhere: None,
             acceptors: Vec::new(),
             done: VecDeque::with_capacity(256),
             counters: RingCounters::default(),
@@ -266,6 +272,40 @@ impl Uring {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
     }
 
+    pub(crate) fn tee(&mut self, from: &Pipe, to: &Pipe, bytes: usize) -> io::Result<usize> {
+        self.counters.system_calls += 1;
+        // SAFETY: both descriptors are open (their pipes are borrowed).
+        let shared = unsafe { libc::tee(from.read_end(), to.write_end(), bytes, libc::SPLICE_F_NONBLOCK) };
+        if shared < 0 { Err(io::Error::last_os_error()) } else { Ok(shared as usize) }
+    }
+
+    pub(crate) fn discard(&mut self, pipe: &Pipe, bytes: usize) -> io::Result<usize> {
+        if self.nowhere.is_none() {
+            self.counters.system_calls += 1;
+            self.nowhere = Some(std::fs::OpenOptions::new().write(true).open("/dev/null")?.into());
+        }
+        let to = self.nowhere.as_ref().expect("opened above").as_raw_fd();
+        let (from, nothing) = (pipe.read_end(), std::ptr::null_mut());
+        self.counters.system_calls += 1;
+        // SAFETY: both descriptors are open (the pipe is borrowed, the other is ours).
+        let gone = unsafe { libc::splice(from, nothing, to, nothing, bytes, libc::SPLICE_F_NONBLOCK) };
+        if gone < 0 { Err(io::Error::last_os_error()) } else { Ok(gone as usize) }
+    }
+
+    /// `bytes` must lie in pages that are never written again.
+    pub(crate) fn vmsplice(&mut self, bytes: &[u8], pipe: &Pipe) -> io::Result<usize> {
+        let vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        self.counters.system_calls += 1;
+        // SAFETY: the pipe is open (borrowed) and `vector` names borrowed memory; the kernel takes its own references to
+        // the pages and only reads them. They belong to a `Pages`, which cannot be written: see there.
+        let taken = unsafe { libc::vmsplice(pipe.write_end(), &vector, 1, libc::SPLICE_F_NONBLOCK) };
+        if taken < 0 { Err(io::Error::last_os_error()) } else { Ok(taken as usize) }
+    }
+
+    pub(crate) fn unmap(&self, memory: FreshPages) {
+        self.helpers.sender().send_unanswered(Job::UnmapPages(memory));
+    }
+
     pub(crate) fn is_resident(&mut self, file: &File, at: u64, bytes: u64) -> bool {
         self.counters.system_calls += 1;
         super::residency::residency_of(file_fd(file), at, bytes)
@@ -373,6 +413,16 @@ impl Uring {
                 self.counters.write_bytes += from.bytes() as u64;
                 let (vectors, count) = from.vectors();
                 opcode::Writev::new(on(file_handle(file), &mut flags), vectors, count).offset(*at).build()
+            }
+            Request::ReadPages { file, at, into, filled } => {
+                let (pointer, bytes) = into.rest(*filled);
+                opcode::Read::new(on(file_handle(file), &mut flags), pointer, bytes as u32)
+                    .offset(*at)
+                    .build()
+            }
+            Request::SpliceIn { file, at, bytes, pipe } => {
+                let (from, to) = (uring_types::Fd(file_fd(file)), uring_types::Fd(pipe.write_end()));
+                opcode::Splice::new(from, *at as i64, to, -1, *bytes as u32).build()
             }
             Request::Sync { file } => {
                 self.counters.syncs += 1;

@@ -10,6 +10,10 @@ const SUBMISSION_ENTRIES: u32 = 512;
 /// Entries of the completion queue: standing accepts and cancels come on top of the submissions.
 const COMPLETION_ENTRIES: u32 = 4096;
 
+/// Workers of the kernel's that carry out splices of one ring at a time. Without a bound it starts one for each that waits
+/// for the disk.
+pub const SPLICE_WORKERS_MAX: u32 = 8;
+
 pub(super) const ENTER_REGISTERED_RING: u32 = 1 << 4;
 const ENTER_GETEVENTS: u32 = 1;
 const ENTER_EXT_ARG: u32 = 1 << 3;
@@ -113,6 +117,13 @@ fn build(flags: &[&str]) -> io::Result<IoUring> {
         };
     }
     builder.build(SUBMISSION_ENTRIES)
+}
+
+/// Bounds the workers for what is not about a regular file's own blocks, which here are splices. Those for files have the
+/// kernel's own bound: four for each core.
+pub(super) fn bound_workers(ring: &IoUring) -> io::Result<()> {
+    let as_it_is = 0;
+    ring.submitter().register_iowq_max_workers(&mut [as_it_is, SPLICE_WORKERS_MAX])
 }
 
 fn explain(error: io::Error) -> UringError {

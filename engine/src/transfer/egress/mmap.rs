@@ -45,14 +45,14 @@ pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Resu
                 if out.ring.is_resident(&file.file, at, resident_to - at) {
                     continue;
                 }
-                out.counters.note(out.egress, |c| c.cold_reads += 1);
+                out.note(|c| c.cold_reads += 1);
                 resident_to = end.min(at + WARM_BYTES);
                 out.ring.populate(&file.file, &map, at, resident_to).await.map(|()| 0)
             }
         };
         match sent {
             Ok(sent) => {
-                out.counters.note(out.egress, |c| c.sends += u64::from(sent > 0));
+                out.note(|c| c.sends += u64::from(sent > 0));
                 at += sent as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -62,10 +62,7 @@ pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Resu
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) if map.state() == MapState::GivenUp => {
                 let rest = end - at;
-                out.counters.note(out.egress, |c| {
-                    (c.bytes, c.fallback_bytes) = (c.bytes - rest, c.fallback_bytes + rest)
-                });
-                out.counters.note(Egress::Copy, |c| c.bytes += rest);
+                out.hand_over(Egress::Copy, rest);
                 return copy::send_piece(out, Piece::File { file, at: Position(at), bytes: rest }).await;
             }
             Err(error) => return Err(file.explain("sending from the map of", at, &error)),

@@ -3,19 +3,26 @@
 mod copy;
 mod direct;
 mod direct_zc;
+mod masters;
 mod mmap;
 mod null;
+mod piped;
+mod resident;
+mod ring_splice;
 mod sendfile;
 mod splice;
 mod tail;
 mod tail_zc;
+mod tee;
+mod vmsplice;
 mod zero_copy;
 
 use std::fmt;
 use std::io;
 use std::str::FromStr;
 
-use super::counters::TransferCounters;
+pub(super) use self::masters::Masters;
+use super::counters::{EgressCounters, Transfers};
 use super::plan::{Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Response};
 use crate::sys::{Lease, Ring, Socket};
 
@@ -68,6 +75,12 @@ strategies! {
     Splice => splice,
     /// Send from a map of a sealed segment.
     Mmap => mmap,
+    /// The same, filled by a worker of the kernel's through the ring: it may wait for the disk.
+    RingSplice => ring_splice,
+    /// `tee(2)`: a range that many read is taken from the cache into a pipe once, and shared with each.
+    Tee => tee,
+    /// `vmsplice(2)`: read past the page cache into memory for one use, which goes through a pipe to the socket.
+    Vmsplice => vmsplice,
     /// Read past the page cache into registered memory, send from there.
     Direct => direct,
     /// The same, sent without a copy of the kernel's own.
@@ -88,7 +101,7 @@ pub(super) struct Outgoing<'a> {
     ring: &'a Ring,
     socket: &'a Socket,
     response: &'a mut Response,
-    counters: &'a TransferCounters,
+    transfers: &'a Transfers,
     /// The strategy whose turn it is, for its counters.
     egress: Egress,
 }
@@ -102,9 +115,9 @@ pub async fn send(
     socket: &Socket,
     egress: Egress,
     response: &mut Response,
-    counters: &TransferCounters,
+    transfers: &Transfers,
 ) -> io::Result<()> {
-    let mut out = Outgoing { ring, socket, response, counters, egress };
+    let mut out = Outgoing { ring, socket, response, transfers, egress };
     let sent = out.run(egress).await;
     if sent.is_err() {
         out.response.clear();
@@ -124,14 +137,25 @@ impl Outgoing<'_> {
                         self.egress = self.egress.by_copying();
                     }
                     if self.egress != wanted {
-                        self.counters.note(wanted, |c| c.fallback_bytes += bytes);
+                        self.transfers.note(wanted, |c| c.fallback_bytes += bytes);
                     }
-                    self.counters.note(self.egress, |c| c.bytes += bytes);
+                    self.note(|c| c.bytes += bytes);
                     self.send_checked(piece).await?;
                 }
             }
         }
         self.flush(false).await
+    }
+
+    fn note(&self, change: impl FnOnce(&mut EgressCounters)) {
+        self.transfers.note(self.egress, change);
+    }
+
+    /// The strategy whose turn it is cannot carry `bytes` of its piece: from here on it is the turn of `to`.
+    fn hand_over(&mut self, to: Egress, bytes: u64) {
+        self.note(|c| (c.bytes, c.fallback_bytes) = (c.bytes - bytes, c.fallback_bytes + bytes));
+        self.egress = to;
+        self.note(|c| c.bytes += bytes);
     }
 
     /// Sends record bytes that lie in memory, the way of the strategy whose turn it is. `more` says that others follow.
@@ -188,8 +212,7 @@ impl Outgoing<'_> {
                 return Ok(());
             }
             let plain = u64::from(self.egress.is_zero_copy());
-            self.counters
-                .note(self.egress, |c| (c.sends, c.plain_sends) = (c.sends + 1, c.plain_sends + plain));
+            self.note(|c| (c.sends, c.plain_sends) = (c.sends + 1, c.plain_sends + plain));
             let (result, mut gather) = self.ring.send_gather(self.socket, gather, more).await;
             match result {
                 Ok(sent) => gather.advance(sent),
@@ -244,7 +267,7 @@ impl Egress {
     /// Whether it reads files past the page cache, for itself or for what it does not carry.
     #[must_use]
     pub fn reads_direct(self) -> bool {
-        matches!(self, Egress::Direct | Egress::DirectZc) || !self.carries().file
+        matches!(self, Egress::Direct | Egress::DirectZc | Egress::Vmsplice) || !self.carries().file
     }
 
     /// Whether memory stays with the kernel after a send has completed.
@@ -268,7 +291,7 @@ impl Egress {
     }
 
     /// Who moves `piece` when this strategy was asked to: itself, or the named fallback. Memory is sent from where it
-    /// is; a file that has a direct descriptor is read by that, any other by `copy`. Zero-copy strategies stand in for each
+    /// is; a file that is to be read past the cache and has no descriptor for that is read by `copy`. Zero-copy strategies stand in for each
     /// other.
     #[must_use]
     pub fn carrier_of(self, piece: &Piece) -> Egress {
@@ -279,6 +302,7 @@ impl Egress {
             },
             Piece::File { file, .. } if self == Egress::Mmap && !file.is_mapped() => Egress::Copy,
             Piece::File { file, .. } if self.reads_direct() => match file.direct {
+                Some(_) if self.carries().file => self,
                 Some(_) if self.is_zero_copy() => Egress::DirectZc,
                 Some(_) => Egress::Direct,
                 None => Egress::Copy,

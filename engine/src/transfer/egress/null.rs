@@ -22,6 +22,6 @@ pub(super) const DECLARATION: Declaration = Declaration {
 #[allow(clippy::unused_async)]
 pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {
     drop(piece);
-    out.counters.note(out.egress, |c| c.sends += 1);
+    out.note(|c| c.sends += 1);
     Ok(())
 }

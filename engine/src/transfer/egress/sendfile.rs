@@ -7,8 +7,9 @@
 
 use std::io;
 
+use super::resident::Resident;
 use super::{Declaration, Outgoing};
-use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds};
+use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "sendfile",
@@ -19,30 +20,26 @@ pub(super) const DECLARATION: Declaration = Declaration {
     delivers: true,
 };
 
-/// Asked about and sent at a time.
-const UNIT_BYTES: u64 = 1 << 20;
-/// Brought in at a time when cold: a device's worth of read-ahead.
-const WARM_BYTES: u64 = 4 << 20;
-
 pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {
     let Piece::File { file, at, bytes } = piece else { unreachable!("sendfile carries file pieces") };
     out.flush(true).await?;
-    let (mut at, end) = (at.0, at.0 + bytes);
-    let mut resident_to = at;
+    send_range(out, &file, at.0, at.0 + bytes).await
+}
+
+/// Also for those that find no pipe: it has one of its own, which costs no descriptor.
+pub(super) async fn send_range(
+    out: &mut Outgoing<'_>,
+    file: &SegmentFile,
+    mut at: u64,
+    end: u64,
+) -> io::Result<()> {
+    let mut resident = Resident::unknown();
     while at < end {
-        if resident_to <= at {
-            resident_to = end.min(at + UNIT_BYTES);
-            if !out.ring.is_resident(&file.file, at, resident_to - at) {
-                out.counters.note(out.egress, |c| c.cold_reads += 1);
-                resident_to = end.min(at + WARM_BYTES);
-                let warmed = out.ring.warm_cache(&file.file, at, resident_to).await;
-                warmed.map_err(|e| file.explain("reading", at, &e))?;
-            }
-        }
-        match out.ring.sendfile(out.socket, &file.file, at, resident_to - at) {
+        let bytes = resident.bytes_at(out, file, at, end).await?;
+        match out.ring.sendfile(out.socket, &file.file, at, bytes) {
             Ok(0) => return Err(file.ends_early(at, end)),
             Ok(sent) => {
-                out.counters.note(out.egress, |c| c.sends += 1);
+                out.note(|c| c.sends += 1);
                 at += sent as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => out.ring.writable(out.socket).await?,

@@ -4,11 +4,12 @@
 //! card gathers. It is what `sendfile` does inside, with the pipe in our own hands: it is larger, and what the socket
 //! does not take stays in it. Two calls where `sendfile` needs one. As there, residency is asked for first, what is cold
 //! is brought in by a helper, and only blocks that will never be written again may go this way: there is no signal when
-//! the kernel has let go of a page.
+//! the kernel has let go of a page. Where no pipe is to be had it is `sendfile`, counted.
 
 use std::io;
 
-use super::{Declaration, Outgoing};
+use super::resident::Resident;
+use super::{Declaration, Egress, Outgoing, sendfile};
 use crate::sys::Pipe;
 use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
 
@@ -21,56 +22,36 @@ pub(super) const DECLARATION: Declaration = Declaration {
     delivers: true,
 };
 
-/// Asked about at a time.
-const UNIT_BYTES: u64 = 1 << 20;
-/// Brought in at a time when cold: a device's worth of read-ahead.
-const WARM_BYTES: u64 = 4 << 20;
-
 pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {
     let Piece::File { file, at, bytes } = piece else { unreachable!("splice carries file pieces") };
     out.flush(true).await?;
-    let mut pipe = out.ring.pipe()?;
+    let Some(mut pipe) = out.take_pipe()? else {
+        out.hand_over(Egress::Sendfile, bytes);
+        return sendfile::send_range(out, &file, at.0, at.0 + bytes).await;
+    };
     send_range(out, &mut pipe, &file, at.0, at.0 + bytes).await?;
     // After an error it is closed instead: what it holds belongs to an answer that will never be whole.
     out.ring.give_pipe(pipe);
     Ok(())
 }
 
-async fn send_range(
+pub(super) async fn send_range(
     out: &mut Outgoing<'_>,
     pipe: &mut Pipe,
     file: &SegmentFile,
     mut at: u64,
     end: u64,
 ) -> io::Result<()> {
-    let mut resident_to = at;
+    let mut resident = Resident::unknown();
     while at < end {
-        if resident_to <= at {
-            resident_to = end.min(at + UNIT_BYTES);
-            if !out.ring.is_resident(&file.file, at, resident_to - at) {
-                out.counters.note(out.egress, |c| c.cold_reads += 1);
-                resident_to = end.min(at + WARM_BYTES);
-                let warmed = out.ring.warm_cache(&file.file, at, resident_to).await;
-                warmed.map_err(|e| file.explain("reading", at, &e))?;
-            }
-        }
-        match out.ring.splice_in(&file.file, at, (resident_to - at) as usize, pipe) {
+        let bytes = resident.bytes_at(out, file, at, end).await?;
+        match out.ring.splice_in(&file.file, at, bytes as usize, pipe) {
             Ok(0) => return Err(file.ends_early(at, end)),
             Ok(taken) => at += taken as u64,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(file.explain("reading", at, &error)),
         }
-        while pipe.held() > 0 {
-            match out.ring.splice_out(pipe, out.socket, at < end) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(_) => out.counters.note(out.egress, |c| c.sends += 1),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    out.ring.writable(out.socket).await?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        out.drain(pipe, at < end).await?;
     }
     Ok(())
 }

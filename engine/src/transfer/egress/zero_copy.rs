@@ -30,7 +30,7 @@ pub(super) async fn send_lease(out: &mut Outgoing<'_>, mut lease: Lease, more: b
         match out.ring.send_zero_copy(out.socket, &lease, more).await? {
             Lending::Sent(0) => return Err(io::ErrorKind::WriteZero.into()),
             Lending::Sent(sent) => {
-                out.counters.note(out.egress, |c| c.sends += 1);
+                out.note(|c| c.sends += 1);
                 if sent == lease.len() {
                     return Ok(());
                 }
