@@ -1,0 +1,152 @@
+//! Every ingress strategy, and whole paths: a broker on an engine, and a peer that produces to it and fetches from it.
+//!
+//! The peer waits for each answer before the next request, so that nobody contends for a partition's tail. One batch
+//! goes ahead, not counted, for memory that is touched once.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use ringlog::{Ack, Egress, Engine, EngineCounters, Ingress, TopicConfig, block_on};
+use ringlog_broker::BrokerConfig;
+
+use super::account::{Declared, Direction, Observed, Row};
+use super::costs::Costs;
+use super::ground::{Ground, Tried, is_lacking, lacking};
+use super::kernel::Counted;
+use super::link::Link;
+use super::load::Exchange;
+use super::peer::Order;
+
+/// Large enough that what is received with a batch's head is little.
+const BATCH_BYTES: usize = 256 << 10;
+const FETCH_BYTES: usize = 1 << 20;
+const TOPIC: &str = "copies";
+
+/// The row of one ingress strategy.
+pub(super) fn row(ground: &mut Ground<'_>, ingress: Ingress) -> Result<Tried> {
+    let tried = conversation(ground, ingress, Egress::Copy, 0);
+    let moved = match tried {
+        Ok(moved) => moved,
+        Err(error) if is_lacking(&error) => {
+            return Ok(Err(lacking(Direction::Ingress, ingress.name(), ground.link, &error)));
+        }
+        Err(error) => return Err(error),
+    };
+    let profile = ingress.profile();
+    let declared = Declared {
+        copies: profile.cpu_copies,
+        user_copies: profile.user_copies,
+        shares_pages: profile.shares_pages,
+    };
+    Ok(Ok(moved.row(Direction::Ingress, ingress.name().to_owned(), declared)))
+}
+
+/// The row of a whole path: all that is produced is fetched once, from memory.
+pub(super) fn path(ground: &mut Ground<'_>, ingress: Ingress, egress: Egress) -> Result<Tried> {
+    let name = format!("{ingress} + {egress}");
+    let mut moved = match conversation(ground, ingress, egress, 1) {
+        Ok(moved) => moved,
+        Err(error) if is_lacking(&error) => {
+            return Ok(Err(lacking(Direction::Path, &name, ground.link, &error)));
+        }
+        Err(error) => return Err(error),
+    };
+    let (way_in, way_out) = (ingress.profile(), egress.profile());
+    let declared = Declared {
+        copies: way_in.cpu_copies + ground.link.sender_copies(egress),
+        user_copies: way_in.user_copies + way_out.user_copies,
+        shares_pages: false,
+    };
+    // What did not go by both ways went by another.
+    moved.carried_bytes = moved.carried_bytes.min(moved.sent_bytes);
+    Ok(Ok(moved.row(Direction::Path, name, declared)))
+}
+
+/// What went through a server.
+struct Moved {
+    exchange: Exchange,
+    carried_bytes: u64,
+    /// Sent by the egress strategy's own means.
+    sent_bytes: u64,
+    user_copied_bytes: u64,
+    link: Link,
+    counted: Option<Counted>,
+    costs: Costs,
+}
+
+impl Moved {
+    fn row(self, direction: Direction, strategy: String, declared: Declared) -> Row {
+        let payload_bytes = self.exchange.produced_bytes;
+        let strategys_own = (declared.user_copies * payload_bytes as f64) as u64;
+        let observed = Observed {
+            carried_bytes: self.carried_bytes,
+            user_copied_bytes: self.user_copied_bytes,
+            stated_bytes: self.user_copied_bytes.saturating_sub(strategys_own),
+            ..Observed::default()
+        };
+        Row {
+            direction,
+            strategy,
+            link: self.link,
+            payload_bytes,
+            control_in_bytes: self.exchange.sent_bytes - self.exchange.produced_bytes,
+            control_out_bytes: self.exchange.received_bytes - self.exchange.fetched_bytes,
+            declared,
+            observed,
+            counted: self.counted,
+            costs: self.costs,
+        }
+    }
+}
+
+fn conversation(ground: &mut Ground<'_>, ingress: Ingress, egress: Egress, fetches: u32) -> Result<Moved> {
+    let name = format!("{ingress}-{egress}-{fetches}");
+    let engine = ground.engine(&name, ingress, |config| config.shard.egress = egress)?;
+    let config = TopicConfig { ack: Ack::Durable, ..TopicConfig::default() };
+    for topic in ["warm", TOPIC] {
+        let mut config = config.clone();
+        config.log.batch_bytes_max = 2 * BATCH_BYTES as u32;
+        block_on(engine.create_topic(topic, 1, config))?;
+    }
+    let serving = ringlog_broker::start(&engine, BrokerConfig::new(SocketAddr::new(ground.address, 0)))?;
+    let converse = |topic: &str, batches| Order::Converse {
+        server: serving.address(),
+        topic: topic.to_owned(),
+        batches,
+        batch_bytes: BATCH_BYTES,
+        fetch_bytes: FETCH_BYTES,
+        fetches,
+    };
+    let words = || format!("{ingress} and {egress}");
+    ground.peer.converse(&converse("warm", 1)).with_context(words)?;
+    let batches = (ground.bytes / BATCH_BYTES as u64).max(1);
+    let before = counters(&engine)?;
+    let begun = ground.begin()?;
+    let exchange = ground.peer.converse(&converse(TOPIC, batches)).with_context(words)?;
+    let after = counters(&engine)?;
+    let (counted, costs) =
+        begun.end(ground, after.shard.ring.system_calls - before.shard.ring.system_calls)?;
+    ensure!(
+        exchange.fetched_bytes == exchange.produced_bytes * u64::from(fetches),
+        "{} bytes were produced, and {} fetched",
+        exchange.produced_bytes,
+        exchange.fetched_bytes
+    );
+    engine.close()?;
+    let sent = |counters: &EngineCounters| {
+        counters.egress.iter().find(|(of, _)| *of == egress).map_or(0, |(_, counted)| counted.bytes)
+    };
+    Ok(Moved {
+        exchange,
+        carried_bytes: after.shard.ingress_bytes - before.shard.ingress_bytes,
+        sent_bytes: sent(&after) - sent(&before),
+        user_copied_bytes: after.shard.ingress_copied_bytes - before.shard.ingress_copied_bytes,
+        link: ground.link,
+        counted,
+        costs,
+    })
+}
+
+fn counters(engine: &Engine) -> Result<EngineCounters> {
+    block_on(engine.counters())?.into_iter().next().context("an engine has a shard")
+}
