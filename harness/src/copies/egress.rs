@@ -1,7 +1,7 @@
 //! Every egress strategy, from a log to a peer that drops what comes.
 //!
-//! One engine, one topic. Its first segment is sealed, so that every strategy may send it, and lies in the tail cache too;
-//! a fetch gives each strategy the pieces that it carries. Each answer is what a broker sends: control bytes, then
+//! An engine for each, told to send that way. The first segment of its topic is sealed, so that every strategy may send it,
+//! and lies in the tail cache too; a fetch gives the strategy the pieces that it carries. Each answer is what a broker sends: control bytes, then
 //! record bytes, by the engine's own `send`. A first round, not counted, brings the page cache and the arena to
 //! where they stay.
 
@@ -10,49 +10,52 @@ use std::net::TcpStream;
 use anyhow::{Context, Result, ensure};
 use ringlog::sys::{OpenOptions, Ring, Socket};
 use ringlog::transfer::{Piece, Response, send};
-use ringlog::{Egress, Engine, Shard, block_on};
+use ringlog::{Egress, Engine, Ingress, Shard, block_on};
 
 use super::account::{Declared, Direction, Observed, Row};
 use super::ground::{Ground, Tried, is_lacking, lacking};
-use super::link::is_told_later;
+use super::link::{Link, is_told_later};
 use super::oracle;
 use super::peer::Order;
 use super::stored::Stored;
 
 /// The control bytes before each answer's records: about as many as a broker's.
 const CONTROL_BYTES: usize = 64;
+/// Of the log that is sent.
+const BATCH_BYTES: usize = 64 << 10;
 /// Asked for at a time.
 const FETCH_BYTES: u64 = 1 << 20;
 
-/// The row of one strategy, or what it lacks here. The oracle has an engine to itself, `overwritten`; `extra_copy` puts in
-/// a copy that nobody declared.
-pub(super) fn row(
-    ground: &mut Ground<'_>,
-    engine: &Engine,
-    stored: &Stored,
-    overwritten: &Engine,
-    egress: Egress,
-    extra_copy: bool,
-) -> Result<Tried> {
-    match round(ground, engine, stored, egress, extra_copy) {
-        Ok(_) => {}
+/// The row of one strategy, or what it lacks here. `extra_copy` puts in a copy that nobody declared.
+pub(super) fn row(ground: &mut Ground<'_>, egress: Egress, extra_copy: bool) -> Result<Tried> {
+    let engine =
+        ground.engine(&format!("egress-{egress}"), Ingress::Copy, |config| config.shard.egress = egress)?;
+    let tried = row_of(ground, &engine, egress, extra_copy);
+    engine.close()?;
+    match tried {
+        Ok(row) => Ok(Ok(row)),
         Err(error) if is_lacking(&error) => {
-            return Ok(Err(lacking(Direction::Egress, egress.name(), ground.link, &error)));
+            Ok(Err(lacking(Direction::Egress, egress.name(), ground.link, &error)))
         }
-        Err(error) => return Err(error),
+        Err(error) => Err(error),
     }
+}
+
+fn row_of(ground: &mut Ground<'_>, engine: &Engine, egress: Egress, extra_copy: bool) -> Result<Row> {
+    let stored = Stored::make(engine, "copies", ground.bytes, BATCH_BYTES)?;
+    round(ground, engine, &stored, egress, extra_copy)?;
     let begun = ground.begin()?;
-    let (sent, dropped) = round(ground, engine, stored, egress, extra_copy)?;
+    let (sent, dropped) = round(ground, engine, &stored, egress, extra_copy)?;
     let (counted, costs) = begun.end(ground, sent.system_calls)?;
     let expected = sent.control_bytes + if egress.delivers() { sent.payload_bytes } else { 0 };
     ensure!(dropped == expected, "{egress}: {expected} bytes were sent, and {dropped} came");
     let oracle = match egress.delivers() {
-        true => Some(oracle::ask(ground, overwritten, egress, extra_copy)?),
+        true => Some(oracle::ask(ground, engine, egress, extra_copy)?),
         false => None,
     };
     let profile = egress.profile();
-    let copied_on_delivery = is_told_later(egress) && ground.link == super::link::Link::Loopback;
-    Ok(Ok(Row {
+    let copied_on_delivery = is_told_later(egress) && ground.link == Link::Loopback;
+    Ok(Row {
         direction: Direction::Egress,
         strategy: egress.name().to_owned(),
         link: ground.link,
@@ -67,7 +70,7 @@ pub(super) fn row(
         observed: Observed { carried_bytes: sent.carried_bytes, oracle, ..Observed::default() },
         counted,
         costs,
-    }))
+    })
 }
 
 /// What one round sent.

@@ -41,7 +41,7 @@ pub(super) enum Word {
     /// The machine has started.
     Up,
     /// A line of the ledger.
-    Said(Line),
+    Said(Box<Line>),
     /// It cannot go on.
     Failed(String),
     /// That was all.
@@ -114,7 +114,7 @@ fn run(told: &Guest) -> Result<()> {
         (place(Link::Gather, GUEST_ADDRESS.into(), &card), outside),
         (place(Link::NoGather, GUEST_ADDRESS.into(), &card), outside),
     ];
-    ledger(&told.told, places, &mut |line| say(&Word::Said(line)))
+    ledger(&told.told, places, &mut |line| say(&Word::Said(Box::new(line))))
 }
 
 fn mount_at(source: &str, kind: &str, at: &str) -> Result<()> {

@@ -17,8 +17,8 @@ use super::link::Link;
 use super::load::Exchange;
 use super::peer::Order;
 
-/// Large enough that what is received with a batch's head is little.
-const BATCH_BYTES: usize = 256 << 10;
+/// The smallest that ways for large batches are for: what is stated is the most then.
+const BATCH_BYTES: usize = 64 << 10;
 const FETCH_BYTES: usize = 1 << 20;
 const TOPIC: &str = "copies";
 
@@ -69,6 +69,8 @@ struct Moved {
     /// Sent by the egress strategy's own means.
     sent_bytes: u64,
     user_copied_bytes: u64,
+    /// Of the ways for large batches: bytes of shared last blocks, and of batches what did not come in place.
+    remainder_bytes: Option<u64>,
     link: Link,
     counted: Option<Counted>,
     costs: Costs,
@@ -77,11 +79,13 @@ struct Moved {
 impl Moved {
     fn row(self, direction: Direction, strategy: String, declared: Declared) -> Row {
         let payload_bytes = self.exchange.produced_bytes;
-        let strategys_own = (declared.user_copies * payload_bytes as f64) as u64;
+        // Else what a reader took too much of and had to move, and no counter tells apart: what is above the strategy's own.
+        let own_bytes = (declared.user_copies * payload_bytes as f64) as u64;
+        let stated_bytes = self.remainder_bytes.unwrap_or(self.user_copied_bytes.saturating_sub(own_bytes));
         let observed = Observed {
             carried_bytes: self.carried_bytes,
             user_copied_bytes: self.user_copied_bytes,
-            stated_bytes: self.user_copied_bytes.saturating_sub(strategys_own),
+            stated_bytes,
             ..Observed::default()
         };
         Row {
@@ -136,15 +140,23 @@ fn conversation(ground: &mut Ground<'_>, ingress: Ingress, egress: Egress, fetch
     let sent = |counters: &EngineCounters| {
         counters.egress.iter().find(|(of, _)| *of == egress).map_or(0, |(_, counted)| counted.bytes)
     };
+    let ingress_bytes = after.shard.ingress_bytes - before.shard.ingress_bytes;
+    let in_place_bytes = after.shard.ingress_in_place_bytes - before.shard.ingress_in_place_bytes;
+    let last_block_bytes = after.shard.last_block_copied_bytes - before.shard.last_block_copied_bytes;
     Ok(Moved {
         exchange,
-        carried_bytes: after.shard.ingress_bytes - before.shard.ingress_bytes,
+        carried_bytes: ingress_bytes,
+        remainder_bytes: (in_place_bytes > 0).then_some(ingress_bytes - in_place_bytes + last_block_bytes),
         sent_bytes: sent(&after) - sent(&before),
-        user_copied_bytes: after.shard.ingress_copied_bytes - before.shard.ingress_copied_bytes,
+        user_copied_bytes: user_copied(&after) - user_copied(&before),
         link: ground.link,
         counted,
         costs,
     })
+}
+
+fn user_copied(counters: &EngineCounters) -> u64 {
+    counters.shard.ingress_copied_bytes + counters.shard.last_block_copied_bytes
 }
 
 fn counters(engine: &Engine) -> Result<EngineCounters> {

@@ -45,12 +45,9 @@ use self::kernel::KernelAccount;
 use self::link::Link;
 use self::peer::Peer;
 use self::show::Show;
-use self::stored::Stored;
 
 /// The exit status when accounts differ.
 pub const DISAGREE: u8 = 3;
-/// Batches of the log that is sent.
-const BATCH_BYTES: usize = 64 << 10;
 
 /// Count the copies of every strategy, by three accounts
 #[derive(Clone, Debug, clap::Args)]
@@ -190,15 +187,9 @@ fn rows(told: &Told, mut ground: Ground<'_>, say: &mut dyn FnMut(Line) -> Result
         Ok(row) => say(Line::Row(row)),
         Err(lacking) => say(Line::Lacking(lacking)),
     };
-    let engine = ground.engine("sent", Ingress::Copy, |_| ())?;
-    let overwritten = ground.engine("overwritten", Ingress::Copy, |_| ())?;
-    let stored = Stored::make(&engine, "copies", ground.bytes, BATCH_BYTES)?;
     for &egress in Egress::ALL.iter().filter(|egress| told.wants(egress.name())) {
-        let extra_copy = told.extra_copy == Some(egress);
-        tell(egress::row(&mut ground, &engine, &stored, &overwritten, egress, extra_copy)?)?;
+        tell(egress::row(&mut ground, egress, told.extra_copy == Some(egress))?)?;
     }
-    engine.close()?;
-    overwritten.close()?;
     // What comes in does not depend on what the card gathers.
     if ground.link == Link::NoGather {
         return Ok(());

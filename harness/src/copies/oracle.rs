@@ -5,11 +5,14 @@
 //! the sender. Memory of the tail cache is overwritten through `/proc/self/mem`, files through the page cache.
 //! Whatever reads into memory of its own first has no source outside.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ringlog::sys::Lease;
 use ringlog::transfer::Piece;
 use ringlog::{Egress, Engine, block_on};
 
@@ -41,45 +44,59 @@ pub(super) fn ask(
     if egress.reads_direct() && egress.carries().file {
         return Ok(Oracle::Silent("it reads into memory of its own".to_owned()));
     }
-    let topic = format!("oracle-{}-{}", egress.name(), ground.link.name().replace(' ', "-"));
-    let stored = Stored::make(engine, &topic, BYTES, BATCH_BYTES)?;
+    let stored = Stored::make(engine, "overwritten", BYTES, BATCH_BYTES)?;
     let receive_buffer_bytes = (ground.link != Link::Loopback).then_some(RECEIVE_BUFFER_BYTES);
     let stream = ground.peer.connection(&Order::Hold { receive_buffer_bytes })?;
     let sending = stored.clone();
-    block_on(engine.on_shard(move |shard| async move {
+    let sources = block_on(engine.on_shard(move |shard| async move {
         let pieces = sending.pieces(&shard, 0, BYTES, egress).await?;
         let socket = shard.ring().adopt_stream(stream)?;
-        let sources = pieces.clone();
+        let sources = pieces.iter().map(Source::of).collect();
         let ring = shard.ring().clone();
         let sent =
             start(&ring, async move { send_pieces(&shard, egress, &socket, pieces, extra_copy).await });
         if let Some(sent) = within(&ring, QUEUED_AFTER, sent.result()).await {
             sent?;
         }
-        sources.iter().try_for_each(overwrite)
+        anyhow::Ok::<Vec<Source>>(sources)
     }))?
-    .with_context(|| format!("overwriting what {egress} sent"))?;
+    .with_context(|| format!("sending by {egress} what will be overwritten"))?;
+    // Not on the shard's thread: who holds a lease on the file must be able to give it up.
+    for source in &sources {
+        source.overwrite().with_context(|| format!("overwriting what {egress} sent"))?;
+    }
     ground.peer.look()?;
     let found = ground.peer.found()?;
     ensure!(found.bytes >= stored.bytes(), "{egress}: {} of {} bytes came", found.bytes, stored.bytes());
     Ok(if found.new_bytes >= NEW_BYTES_MIN { Oracle::Shared } else { Oracle::Copied })
 }
 
-fn overwrite(piece: &Piece) -> Result<()> {
-    let new = vec![NEW_BYTE; piece.bytes() as usize];
-    match piece {
-        Piece::File { file, at, .. } => {
-            let segment = OpenOptions::new().write(true).open(&file.path)?;
-            segment.write_all_at(&new, at.0)?;
-        }
-        Piece::Memory(lease) => {
-            let memory = OpenOptions::new().write(true).open("/proc/self/mem")?;
-            write_at(&memory, &new, lease.as_ptr() as u64)?;
-        }
-    }
-    Ok(())
+/// Where sent bytes lie.
+enum Source {
+    /// Held, so that nobody else is given it.
+    Memory(Lease),
+    File {
+        path: Arc<Path>,
+        at: u64,
+        bytes: u64,
+    },
 }
 
-fn write_at(memory: &File, new: &[u8], address: u64) -> Result<()> {
-    memory.write_all_at(new, address).with_context(|| format!("overwriting {} bytes of memory", new.len()))
+impl Source {
+    fn of(piece: &Piece) -> Source {
+        match piece {
+            Piece::Memory(lease) => Source::Memory(lease.clone()),
+            Piece::File { file, at, bytes } => {
+                Source::File { path: file.path.clone(), at: at.0, bytes: *bytes }
+            }
+        }
+    }
+
+    fn overwrite(&self) -> std::io::Result<()> {
+        let (path, at, bytes) = match self {
+            Source::Memory(lease) => (Path::new("/proc/self/mem"), lease.as_ptr() as u64, lease.len() as u64),
+            Source::File { path, at, bytes } => (&**path, *at, *bytes),
+        };
+        OpenOptions::new().write(true).open(path)?.write_all_at(&vec![NEW_BYTE; bytes as usize], at)
+    }
 }

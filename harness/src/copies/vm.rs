@@ -44,9 +44,12 @@ pub(super) fn run(package: &Path, told: &Told, say: &mut dyn FnMut(Line) -> Resu
     let mut words = vec!["--mib".to_owned(), told.mib.to_string()];
     words.extend(told.only.iter().flat_map(|name| ["--only".to_owned(), name.clone()]));
     words.extend(told.extra_copy.iter().flat_map(|egress| ["--extra-copy".to_owned(), egress.to_string()]));
+    let started = Instant::now();
     let mut machine = place.start(kvm, &words, true)?;
     machine.wire()?;
-    machine.listen(Instant::now() + TIME_MAX, say)
+    machine.listen(started + TIME_MAX, say)?;
+    eprintln!("guest: {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
 }
 
 /// A network of our own: as root, or as root of a user namespace where those are allowed.
@@ -194,7 +197,7 @@ impl Machine {
             };
             match serde_json::from_str(&line) {
                 Ok(Word::Up) => {}
-                Ok(Word::Said(line)) => say(line)?,
+                Ok(Word::Said(line)) => say(*line)?,
                 Ok(Word::Failed(why)) => bail!("in the guest: {why}{}", self.told_last()),
                 Ok(Word::End) => return Ok(()),
                 Err(_) if line.is_empty() => {}
