@@ -59,6 +59,8 @@ pub struct Row {
     pub counted: Option<Counted>,
     /// What it cost beside copies.
     pub costs: Costs,
+    /// Times that TCP copied for reasons of its own all the same.
+    pub disturbances: u64,
 }
 
 /// A strategy that could not be tried.
@@ -225,6 +227,7 @@ pub(super) mod tests {
             },
             counted: Some([("_copy_from_iter".to_owned(), server(640))].into()),
             costs: Costs::default(),
+            disturbances: 0,
         }
     }
 

@@ -44,9 +44,11 @@ pub(super) fn row(ground: &mut Ground<'_>, egress: Egress, extra_copy: bool) -> 
 fn row_of(ground: &mut Ground<'_>, engine: &Engine, egress: Egress, extra_copy: bool) -> Result<Row> {
     let stored = Stored::make(engine, "copies", ground.bytes, BATCH_BYTES)?;
     round(ground, engine, &stored, egress, extra_copy)?;
-    let begun = ground.begin()?;
-    let (sent, dropped) = round(ground, engine, &stored, egress, extra_copy)?;
-    let (counted, costs) = begun.end(ground, sent.system_calls)?;
+    let measured = ground.measure(|ground| {
+        let (sent, dropped) = round(ground, engine, &stored, egress, extra_copy)?;
+        Ok(((sent, dropped), sent.system_calls))
+    })?;
+    let (sent, dropped) = measured.done;
     let expected = sent.control_bytes + if egress.delivers() { sent.payload_bytes } else { 0 };
     ensure!(dropped == expected, "{egress}: {expected} bytes were sent, and {dropped} came");
     let oracle = match egress.delivers() {
@@ -68,8 +70,9 @@ fn row_of(ground: &mut Ground<'_>, engine: &Engine, egress: Egress, extra_copy: 
             shares_pages: profile.shares_pages && !copied_on_delivery,
         },
         observed: Observed { carried_bytes: sent.carried_bytes, oracle, ..Observed::default() },
-        counted,
-        costs,
+        counted: measured.counted,
+        costs: measured.costs,
+        disturbances: measured.disturbances,
     })
 }
 

@@ -9,7 +9,8 @@ use ringlog::{Engine, EngineConfig, Ingress};
 
 use super::account::{Direction, Lacking, Row};
 use super::costs::{Before, Costs};
-use super::kernel::{Counted, KernelAccount, Watch};
+use super::disturbance::disturbances;
+use super::kernel::{Counted, KernelAccount};
 use super::link::Link;
 use super::peer::Peer;
 
@@ -19,6 +20,8 @@ pub(super) type Tried = std::result::Result<Row, Lacking>;
 /// Memory of an engine that serves one peer.
 const ARENA_BYTES_MAX: u64 = 96 << 20;
 const TAIL_CACHE_BYTES_MAX: usize = 32 << 20;
+/// Counts of one row, where TCP disturbs them.
+const TRIES_MAX: u32 = 5;
 
 pub(super) struct Ground<'a> {
     pub kernel: Option<&'a KernelAccount>,
@@ -32,18 +35,36 @@ pub(super) struct Ground<'a> {
     pub bytes: u64,
 }
 
-/// A measurement under way.
-pub(super) struct Begun<'a> {
-    before: Before,
-    watch: Option<Watch<'a>>,
+/// What was counted while something was done.
+pub(super) struct Measured<T> {
+    pub done: T,
+    pub counted: Option<Counted>,
+    pub costs: Costs,
+    /// Times that TCP copied for reasons of its own, at the last try.
+    pub disturbances: u64,
 }
 
 impl<'a> Ground<'a> {
-    /// Counts from now on.
-    pub(super) fn begin(&self) -> Result<Begun<'a>> {
-        let before = Before::take(&self.data)?;
-        let watch = self.kernel.map(KernelAccount::watch).transpose()?;
-        Ok(Begun { before, watch })
+    /// Counts what `work` moves; it says what it did, and how many system calls the server made for that. Taken again when
+    /// TCP copied for reasons of its own.
+    pub(super) fn measure<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Ground<'a>) -> Result<(T, u64)>,
+    ) -> Result<Measured<T>> {
+        let mut tries = 0;
+        loop {
+            let before_disturbances = disturbances()?;
+            let before = Before::take(&self.data)?;
+            let watch = self.kernel.map(KernelAccount::watch).transpose()?;
+            let (done, system_calls) = work(self)?;
+            let counted = watch.map(|watch| watch.read(self.peer.process_id())).transpose()?;
+            let costs = before.until_now(system_calls)?;
+            let disturbances = disturbances()? - before_disturbances;
+            tries += 1;
+            if disturbances == 0 || tries == TRIES_MAX {
+                return Ok(Measured { done, counted, costs, disturbances });
+            }
+        }
     }
 
     /// An engine of one shard on a directory of its own.
@@ -61,14 +82,6 @@ impl<'a> Ground<'a> {
         config.shard.topic_defaults.log.batch_bytes_max = self.bytes as u32;
         set(&mut config);
         Ok(Engine::open(config)?)
-    }
-}
-
-impl Begun<'_> {
-    /// What was counted; `system_calls` is the server's own number.
-    pub(super) fn end(self, ground: &Ground<'_>, system_calls: u64) -> Result<(Option<Counted>, Costs)> {
-        let counted = self.watch.map(|watch| watch.read(ground.peer.process_id())).transpose()?;
-        Ok((counted, self.before.until_now(system_calls)?))
     }
 }
 

@@ -74,6 +74,7 @@ struct Moved {
     link: Link,
     counted: Option<Counted>,
     costs: Costs,
+    disturbances: u64,
 }
 
 impl Moved {
@@ -99,6 +100,7 @@ impl Moved {
             observed,
             counted: self.counted,
             costs: self.costs,
+            disturbances: self.disturbances,
         }
     }
 }
@@ -124,12 +126,14 @@ fn conversation(ground: &mut Ground<'_>, ingress: Ingress, egress: Egress, fetch
     let words = || format!("{ingress} and {egress}");
     ground.peer.converse(&converse("warm", 1)).with_context(words)?;
     let batches = (ground.bytes / BATCH_BYTES as u64).max(1);
-    let before = counters(&engine)?;
-    let begun = ground.begin()?;
-    let exchange = ground.peer.converse(&converse(TOPIC, batches)).with_context(words)?;
-    let after = counters(&engine)?;
-    let (counted, costs) =
-        begun.end(ground, after.shard.ring.system_calls - before.shard.ring.system_calls)?;
+    let measured = ground.measure(|ground| {
+        let before = counters(&engine)?;
+        let exchange = ground.peer.converse(&converse(TOPIC, batches)).with_context(words)?;
+        let after = counters(&engine)?;
+        let system_calls = after.shard.ring.system_calls - before.shard.ring.system_calls;
+        Ok(((before, exchange, after), system_calls))
+    })?;
+    let (before, exchange, after) = measured.done;
     ensure!(
         exchange.fetched_bytes == exchange.produced_bytes * u64::from(fetches),
         "{} bytes were produced, and {} fetched",
@@ -150,8 +154,9 @@ fn conversation(ground: &mut Ground<'_>, ingress: Ingress, egress: Egress, fetch
         sent_bytes: sent(&after) - sent(&before),
         user_copied_bytes: user_copied(&after) - user_copied(&before),
         link: ground.link,
-        counted,
-        costs,
+        counted: measured.counted,
+        costs: measured.costs,
+        disturbances: measured.disturbances,
     })
 }
 

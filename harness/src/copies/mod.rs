@@ -13,6 +13,7 @@
 
 mod account;
 mod costs;
+mod disturbance;
 mod egress;
 mod ground;
 mod guest;
@@ -95,7 +96,7 @@ enum Line {
         refused: Option<String>,
     },
     /// One strategy on one link.
-    Row(Row),
+    Row(Box<Row>),
     /// One that could not be tried.
     Lacking(Lacking),
 }
@@ -184,7 +185,7 @@ fn ledger(
 
 fn rows(told: &Told, mut ground: Ground<'_>, say: &mut dyn FnMut(Line) -> Result<()>) -> Result<()> {
     let mut tell = |tried: Tried| match tried {
-        Ok(row) => say(Line::Row(row)),
+        Ok(row) => say(Line::Row(Box::new(row))),
         Err(lacking) => say(Line::Lacking(lacking)),
     };
     for &egress in Egress::ALL.iter().filter(|egress| told.wants(egress.name())) {

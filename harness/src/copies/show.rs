@@ -126,6 +126,9 @@ fn routines_line(row: &Row) -> String {
         let believed = if row.link.reports_truly() { "" } else { " (proves nothing here)" };
         words.push(format!("reported copied {} of {}{believed}", report.copied, report.sends));
     }
+    if row.disturbances > 0 {
+        words.push(format!("TCP sent again or packed queues {} times", row.disturbances));
+    }
     for (routine, Sides { server, peer, others }) in row.counted.iter().flatten() {
         let sides: Vec<String> = [("server", *server), ("peer", *peer), ("others", *others)]
             .iter()
@@ -163,7 +166,7 @@ mod tests {
         row.counted = None;
         row.declared.shares_pages = false;
         assert!(table_line(&row).contains(" - "), "{}", table_line(&row));
-        let value = described(&Line::Row(row)).unwrap();
+        let value = described(&Line::Row(Box::new(row))).unwrap();
         assert_eq!(value["counted_copies"], Value::Null);
         assert_eq!(value["disagreements"].as_array().unwrap().len(), 1);
     }

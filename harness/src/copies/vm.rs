@@ -197,7 +197,7 @@ impl Machine {
             };
             match serde_json::from_str(&line) {
                 Ok(Word::Up) => {}
-                Ok(Word::Said(line)) => say(*line)?,
+                Ok(Word::Said(line)) => say(line)?,
                 Ok(Word::Failed(why)) => bail!("in the guest: {why}{}", self.told_last()),
                 Ok(Word::End) => return Ok(()),
                 Err(_) if line.is_empty() => {}
