@@ -41,6 +41,7 @@ pub mod cell;
 pub mod client;
 pub mod compare;
 pub mod consumers;
+pub mod copies;
 pub mod floor;
 pub mod handicap;
 pub mod producers;

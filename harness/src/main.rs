@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ringlog_harness::compare::{Compare, compare};
+use ringlog_harness::copies::{self, Copies, Guest, copies};
 use ringlog_harness::floor::{ServeFloor, serve_floor};
 use ringlog_harness::record::{RunRecord, write_whole};
 use ringlog_harness::report;
@@ -28,6 +29,12 @@ enum Command {
         /// The run's directory
         directory: PathBuf,
     },
+    /// Count how often the CPU copies a byte on each way, by three accounts
+    Copies(Copies),
+    #[command(hide = true)]
+    CopiesGuest(Guest),
+    #[command(hide = true)]
+    CopiesPeer,
     #[command(hide = true)]
     ServeChild(ServeChild),
     #[command(hide = true)]
@@ -46,6 +53,9 @@ fn main() -> Result<ExitCode> {
             println!("{}", page.display());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Copies(told) => copies(&told),
+        Command::CopiesGuest(told) => copies::guest(&told).map(|()| ExitCode::SUCCESS),
+        Command::CopiesPeer => copies::peer().map(|()| ExitCode::SUCCESS),
         Command::ServeChild(told) => serve_child(&told).map(|()| ExitCode::SUCCESS),
         Command::ServeFloor(told) => serve_floor(&told).map(|()| ExitCode::SUCCESS),
     }

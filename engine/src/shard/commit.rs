@@ -125,6 +125,7 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     }
     let submitted = common.ring.now();
     common.stages.note(Stage::Gather, submitted.nanos_since(unit.accepted));
+    common.transfers.note_last_block(unit.copied_bytes);
     if common.config.mutant == Mutant::EarlyWatermark {
         finish(partition, unit.end);
     }

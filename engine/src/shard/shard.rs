@@ -107,6 +107,8 @@ pub struct ShardCounters {
     pub ingress_copied_bytes: u64,
     /// Of these, bytes received straight into the memory they were written from.
     pub ingress_in_place_bytes: u64,
+    /// Bytes of shared last blocks, copied to be written.
+    pub last_block_copied_bytes: u64,
     /// Between this shard and others.
     pub lanes: LaneCounters,
 }
@@ -335,6 +337,7 @@ impl Shard {
             ingress_bytes: common.transfers.ingress_bytes.get(),
             ingress_copied_bytes: common.transfers.ingress_copied_bytes.get(),
             ingress_in_place_bytes: common.transfers.ingress_in_place_bytes.get(),
+            last_block_copied_bytes: common.transfers.last_block_copied_bytes.get(),
             lanes: common.lanes.counters(),
         }
     }

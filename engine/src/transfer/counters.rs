@@ -35,6 +35,8 @@ pub struct Transfers {
     /// Bytes of batches that were received into the memory they were written from, but for the few that came with
     /// their heads.
     pub ingress_in_place_bytes: Cell<u64>,
+    /// Bytes of shared last blocks, copied to be written: a block that is written again may not change under the device.
+    pub last_block_copied_bytes: Cell<u64>,
     /// Bytes accepted into the log.
     pub ingress_bytes: Cell<u64>,
 }
@@ -67,6 +69,10 @@ impl Transfers {
     pub(crate) fn note_ingress_in_place(&self, bytes: u64, copied: u64) {
         self.note_ingress(bytes, copied);
         self.ingress_in_place_bytes.set(self.ingress_in_place_bytes.get() + bytes - copied);
+    }
+
+    pub(crate) fn note_last_block(&self, copied: u64) {
+        self.last_block_copied_bytes.set(self.last_block_copied_bytes.get() + copied);
     }
 
     pub(crate) fn note_ingress(&self, bytes: u64, copied: u64) {

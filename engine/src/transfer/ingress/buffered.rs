@@ -104,7 +104,7 @@ impl Stage {
         self.unit_bytes = gather.bytes();
         self.queued_bytes -= self.unit_bytes;
         let writes = [Some((at, WriteData::Many(gather))), None, None, None];
-        Some(WriteUnit { segment, writes, end: Some(end), accepted })
+        Some(WriteUnit { segment, writes, end: Some(end), accepted, copied_bytes: 0 })
     }
 
     pub(super) fn finish_unit(&mut self, unit: WriteUnit) {

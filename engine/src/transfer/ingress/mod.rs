@@ -201,6 +201,8 @@ pub struct WriteUnit {
     pub end: Option<LogPoint>,
     /// When the oldest byte of it was accepted.
     pub accepted: Moment,
+    /// Of what is written, bytes that were copied for it: those of the block that is shared with the next unit.
+    pub copied_bytes: u64,
 }
 
 /// What one write writes.

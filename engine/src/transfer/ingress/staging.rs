@@ -280,7 +280,7 @@ impl Stage {
             self.ends.iter().rev().find(|(end, _)| end.segment == segment).expect("the first is one").0;
         let from = Position(written.0 / BLOCK * BLOCK);
         let mut writes: [Option<(Position, WriteData)>; 4] = [None, None, None, None];
-        let (mut count, mut reached) = (0, from);
+        let (mut count, mut reached, mut copied_bytes) = (0, from, 0);
         // This block is on disk already, in part: it goes out by itself.
         let shared = (from < written).then(|| from.plus(BLOCK));
         let first = self.blocks.partition_point(|b| (b.segment, b.end()) <= (segment, from));
@@ -308,6 +308,7 @@ impl Stage {
             if block.end() > whole_end {
                 // The block that the segment's bytes end in, as a copy.
                 let copy = self.last_block.take().expect("asked for before any batch was accepted");
+                copied_bytes = block.end().since(whole_end);
                 writes[count] =
                     Some((whole_end, WriteData::One(block_copy(copy, &block.slice(whole_end, block.end())))));
                 reached = block.end();
@@ -324,7 +325,7 @@ impl Stage {
         }
         assert!(reached <= last_end.position, "wrote up to {reached}, staged up to {}", last_end.position);
         self.under_way = Some((segment, reached));
-        Some(WriteUnit { segment, writes, end, accepted })
+        Some(WriteUnit { segment, writes, end, accepted, copied_bytes })
     }
 
     pub(super) fn finish_unit(&mut self, unit: WriteUnit) {

@@ -146,6 +146,8 @@ impl Model {
             self.stage.finish_unit(unit);
             while self.stage.evict_oldest() {}
         } else if let Some(unit) = self.stage.take_unit() {
+            let (_, reached) = self.stage.under_way.unwrap();
+            assert_eq!(unit.copied_bytes, reached.0 % BLOCK, "copied of a unit that ends at {reached}");
             let Segment { file, promised, .. } = self.segments.get_mut(&unit.segment).unwrap();
             each_write(&unit, |at, bytes| {
                 assert!(at as u64 >= *promised, "{at} is written, {promised} was there for good");

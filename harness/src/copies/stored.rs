@@ -1,0 +1,84 @@
+//! A log that is sent: one topic, its first segment sealed and exactly full.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ringlog::transfer::Piece;
+use ringlog::types::Offset;
+use ringlog::{Ack, Egress, Engine, Shard, TopicConfig, block_on};
+
+use super::load::batch;
+
+/// What batches are staged in.
+const BLOCK_BYTES: usize = 1 << 20;
+/// How long sealing a segment may take.
+const SEALING_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The first segment of a topic's partition 0, one record in each batch.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    topic: String,
+    batches: u64,
+    batch_bytes: u64,
+}
+
+impl Stored {
+    /// Makes the topic, with about `bytes` in its first segment and a few batches behind it, and waits until that segment
+    /// is sealed.
+    pub(super) fn make(engine: &Engine, topic: &str, bytes: u64, about_batch_bytes: usize) -> Result<Stored> {
+        let batches = (bytes / about_batch_bytes as u64).max(1);
+        let batch_bytes = batch(about_batch_bytes, 0).len() as u64;
+        let stored = Stored { topic: topic.to_owned(), batches, batch_bytes };
+        // Memory that is there already: what has to be made first costs the tail cache as much.
+        let blocks = stored.bytes() / BLOCK_BYTES as u64 + 4;
+        let data = block_on(engine.on_shard(move |shard| async move {
+            for _ in 0..blocks {
+                shard.ring().grow(BLOCK_BYTES).await?;
+            }
+            std::io::Result::Ok(shard.config().data_dir.clone())
+        }))??;
+        let mut config = TopicConfig { ack: Ack::Durable, ..TopicConfig::default() };
+        config.log.segment_bytes_max = stored.bytes();
+        block_on(engine.create_topic(topic, 1, config))?;
+        let partition = block_on(engine.partition(topic, 0))?;
+        for number in 0..batches + 2 {
+            block_on(partition.append(&batch(about_batch_bytes, number), None))?;
+        }
+        // What is sealed is cut to its length.
+        let path = data.join(format!("{topic}-0/00000000000000000000.log"));
+        let begun = Instant::now();
+        while fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?.len()
+            != stored.bytes()
+        {
+            ensure!(
+                begun.elapsed() < SEALING_PATIENCE,
+                "{} is not sealed after {SEALING_PATIENCE:?}",
+                path.display()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(stored)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.batches * self.batch_bytes
+    }
+
+    /// The pieces from `position` on, which a batch begins at: whole batches, about `bytes_max` of them.
+    pub(super) async fn pieces(
+        &self,
+        shard: &Shard,
+        position: u64,
+        bytes_max: u64,
+        egress: Egress,
+    ) -> Result<Vec<Piece>> {
+        let topic = shard.topic(&self.topic).context("the topic is gone")?;
+        let partition = topic.here(0).context("the partition is on another core")?;
+        let offset = Offset((position / self.batch_bytes) as i64);
+        let mut pieces = Vec::new();
+        let fetched = partition.fetch(offset, bytes_max, egress, &mut pieces).await?;
+        ensure!(fetched.bytes > 0, "{} has nothing at offset {offset}", self.topic);
+        Ok(pieces)
+    }
+}
