@@ -60,7 +60,8 @@ pub(crate) async fn answer(
     }
 
     let mut left = i64::from(request.max_bytes).min(ANSWER_BYTES_MAX);
-    let (egress, mut found_any) = (writer.broker.shard.config().egress, false);
+    let (default, mut found_any) = (writer.broker.shard.config().egress, false);
+    let egress_of = |route: &Route| route.topic().config.egress.unwrap_or(default);
     let mut under_way = 0;
     let asked = request.topics.iter().flat_map(|topic| topic.partitions.iter());
     for (wanted, asked) in writer.wanted.iter_mut().zip(asked) {
@@ -68,13 +69,14 @@ pub(crate) async fn answer(
         if route.here().is_none() && under_way < AHEAD_MAX {
             under_way += 1;
             let (route, bytes_max) = (route.clone(), i64::from(asked.partition_max_bytes).min(left).max(0));
+            let egress = egress_of(&route);
             let fetching = route.begin_fetch(Offset(asked.fetch_offset), bytes_max as u64, egress).await;
             *wanted = Wanted::UnderWay(fetching, route);
         }
     }
 
     let terms = FetchResponseTerms::default();
-    let (frame, pieces) = (&mut writer.frame, &mut writer.pieces);
+    let (frame, pieces, carriers) = (&mut writer.frame, &mut writer.pieces, &mut writer.carriers);
     let mut found = writer.wanted.drain(..);
     let mut response =
         FetchResponseWriter::begin(frame, header.correlation_id, version, &terms, request.topics.len())?;
@@ -96,6 +98,7 @@ pub(crate) async fn answer(
                 continue;
             }
             let bytes_max = i64::from(asked.partition_max_bytes).min(left).max(0) as u64;
+            let egress = egress_of(&route);
             let first = pieces.len();
             let fetching = match fetching {
                 Some(fetching) => fetching,
@@ -125,6 +128,7 @@ pub(crate) async fn answer(
                     failed(route.board(), asked.index, errors::of_fetch(&error))
                 }
             };
+            carriers.resize(pieces.len(), egress);
             response.partition(&outcome);
         }
     }

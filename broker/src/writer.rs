@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use ringlog::Shard;
 use ringlog::sys::{Lease, Timer};
-use ringlog::transfer::{Piece, Response, send};
+use ringlog::transfer::{Egress, Piece, Response, send};
 
 use crate::connection::{Broker, Connection, Entry};
 use crate::errors::Fault;
@@ -35,6 +35,7 @@ pub(crate) async fn run(broker: Rc<Broker>, connection: Rc<Connection>) {
         answers: Vec::with_capacity(4096),
         frame: GappedFrame::with_capacity(1024, 16),
         pieces: Vec::with_capacity(16),
+        carriers: Vec::with_capacity(16),
         wanted: Vec::with_capacity(16),
         response: Response::default(),
     };
@@ -55,6 +56,8 @@ pub(crate) struct Writer<'a> {
     /// The fetch response under way, and the pieces for its gaps.
     pub frame: GappedFrame,
     pub pieces: Vec<Piece>,
+    /// Who carries each of them.
+    pub carriers: Vec<Egress>,
     /// What a fetch asks for, while it is answered.
     pub wanted: Vec<Wanted>,
     response: Response,
@@ -164,7 +167,7 @@ impl Writer<'_> {
     pub(crate) async fn send_frame(&mut self) -> Result<(), Fault> {
         let bytes = lease_of(&self.broker.shard, &self.frame.bytes).await?;
         let mut at = 0;
-        let mut pieces = self.pieces.drain(..);
+        let mut pieces = self.pieces.drain(..).zip(self.carriers.drain(..));
         for segment in self.frame.segments() {
             match segment {
                 Segment::Bytes(part) => {
@@ -174,14 +177,14 @@ impl Writer<'_> {
                 Segment::Records { record_bytes, .. } => {
                     let mut left = record_bytes;
                     while left > 0 {
-                        let piece = pieces.next().expect("every gap has its pieces");
+                        let (piece, egress) = pieces.next().expect("every gap has its pieces");
                         assert!(
                             piece.bytes() <= left,
                             "pieces of {} bytes for a gap of {left}",
                             piece.bytes()
                         );
                         left -= piece.bytes();
-                        self.response.push_records(piece);
+                        self.response.push_pinned(piece, egress);
                     }
                 }
             }

@@ -209,6 +209,7 @@ fn run_cells(
         // Of producers alone nothing went out while it was measured.
         if cell.load != Load::Produce {
             measured.notes.extend(fallback(&before, &measured.server_counters, &cell.row.egress));
+            measured.notes.extend(chosen(&before, &measured.server_counters));
             measured.notes.extend(late_copies(&before, &measured.server_counters));
         }
         if cell.row.is_floor() {
@@ -325,6 +326,21 @@ fn fallback(before: &Value, after: &Value, egress: &str) -> Option<String> {
     (others > 0).then(|| format!("{percent:.0} % of {egress} was carried by another egress"))
 }
 
+/// What a row that chooses for each piece chose, by its reasons.
+fn chosen(before: &Value, after: &Value) -> Option<String> {
+    let bytes_of =
+        |counters: &Value, reason: &str| counters["choices"][reason]["bytes"].as_u64().unwrap_or(0);
+    let reasons = after.get("choices")?.as_object()?.keys();
+    let grown: Vec<(&String, u64)> = reasons
+        .map(|reason| (reason, bytes_of(after, reason) - bytes_of(before, reason)))
+        .filter(|(_, bytes)| *bytes > 0)
+        .collect();
+    let all: u64 = grown.iter().map(|(_, bytes)| bytes).sum();
+    let share =
+        |&(reason, bytes): &(&String, u64)| format!("{reason} {:.0} %", 100.0 * bytes as f64 / all as f64);
+    (all > 0).then(|| format!("chosen: {}", grown.iter().map(share).collect::<Vec<_>>().join(", ")))
+}
+
 /// What was sent without a copy and copied by the kernel after all is said: on loopback that is everything.
 fn late_copies(before: &Value, after: &Value) -> Option<String> {
     let counted = |counters: &Value, name: &str| counters.get("zero_copy")?.get(name)?.as_u64();
@@ -399,6 +415,7 @@ fn declared() -> BTreeMap<String, DeclaredCopies> {
         .map(|ingress| (format!("ingress/{}", ingress.name()), copies(ingress.profile(), ingress.needs())));
     let egress = Egress::ALL
         .iter()
+        .filter(|egress| !egress.chooses())
         .map(|egress| (format!("egress/{}", egress.name()), copies(egress.profile(), egress.needs())));
     ingress.chain(egress).collect()
 }

@@ -176,6 +176,9 @@ impl Pair {
             Load::CatchUp | Load::FanOut | Load::Mixed => match &self.egress[..] {
                 "tail" => "direct",
                 "tail_zc" => "direct_zc",
+                // What it chooses there.
+                "auto" if load == Load::FanOut => "sendfile",
+                "auto" => "direct",
                 egress => egress,
             },
         };

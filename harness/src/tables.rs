@@ -454,7 +454,7 @@ fn copies(record: &RunRecord, row: &Pair, load: Load) -> String {
         record
             .declared
             .get(&name)
-            .map_or_else(|| "?".to_owned(), |copies| trimmed(copies.cpu_copies_per_byte))
+            .map_or_else(|| "as chosen".to_owned(), |copies| trimmed(copies.cpu_copies_per_byte))
     };
     let (ingress, egress) =
         (declared(format!("ingress/{}", row.ingress)), declared(format!("egress/{}", row.egress)));

@@ -402,6 +402,10 @@ fn described(counters: &EngineCounters) -> Value {
         });
         (egress.name().to_owned(), counted)
     });
+    let choices = counters.choices.iter().filter(|(_, counted)| counted.pieces > 0);
+    let choices = choices.map(|(reason, counted)| {
+        (reason.name().to_owned(), json!({"pieces": counted.pieces, "bytes": counted.bytes}))
+    });
     json!({
         "shard": {
             "ingress_bytes": counters.shard.ingress_bytes,
@@ -429,5 +433,6 @@ fn described(counters: &EngineCounters) -> Value {
             "unreleased_bytes_most": zero_copy.unreleased_bytes_most,
         },
         "egress": egress.collect::<serde_json::Map<_, _>>(),
+        "choices": choices.collect::<serde_json::Map<_, _>>(),
     })
 }

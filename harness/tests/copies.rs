@@ -25,7 +25,7 @@ fn every_strategy_has_a_row_or_lacks_something_and_accounts_agree() {
     let named = |direction: &str, name: &str| {
         lines.iter().any(|line| line["direction"] == direction && line["strategy"] == name)
     };
-    for egress in Egress::ALL {
+    for egress in Egress::ALL.iter().filter(|egress| !egress.chooses()) {
         assert!(named("egress", egress.name()), "{egress}");
     }
     for ingress in Ingress::ALL {

@@ -24,7 +24,7 @@ use crate::shard::{
     TopicError, VIRTUAL_SHARDS,
 };
 use crate::sys::{Capabilities, Ring, UringOptions, topology};
-use crate::transfer::{Egress, EgressCounters};
+use crate::transfer::{ChoiceCounters, Egress, EgressCounters, Reason};
 use crate::types::{PartitionId, ShardId};
 
 /// How long serving may go on after a stop was asked for, before it is dropped.
@@ -114,6 +114,8 @@ pub struct EngineCounters {
     pub shard: ShardCounters,
     /// By each egress strategy.
     pub egress: Vec<(Egress, EgressCounters)>,
+    /// What `auto` chose, by its reasons.
+    pub choices: Vec<(Reason, ChoiceCounters)>,
     /// Where the time of appends went.
     pub stages: Vec<StageSummary>,
 }
@@ -150,6 +152,7 @@ impl EngineCounters {
         EngineCounters {
             shard: shard.counters(),
             egress: Egress::ALL.iter().map(|&egress| (egress, shard.transfers().egress(egress))).collect(),
+            choices: Reason::ALL.iter().map(|&reason| (reason, shard.transfers().choices(reason))).collect(),
             stages: Stage::ALL.iter().map(|&stage| summary(stage)).collect(),
         }
     }

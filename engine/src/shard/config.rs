@@ -69,6 +69,8 @@ pub struct TopicConfig {
     pub ack: Ack,
     /// Whose time a record bears.
     pub timestamps: Timestamps,
+    /// How its record bytes go out, if not as the shard's others do.
+    pub egress: Option<Egress>,
     /// Sizes and ages.
     pub log: LogConfig,
 }
@@ -107,6 +109,9 @@ pub enum SettingKind {
     Long,
 }
 
+/// The value of `ringlog.egress` where a topic has none of its own.
+const AS_THE_BROKER: &str = "broker";
+
 /// Every setting that a topic has, in the order of the names.
 pub const SETTINGS: &[Setting] = &[
     setting("cleanup.policy", SettingKind::List, "Old segments are deleted; compaction is not offered."),
@@ -142,6 +147,11 @@ pub const SETTINGS: &[Setting] = &[
         SettingKind::Text,
         "What an answer to a producer promises: memory, written or durable.",
     ),
+    setting(
+        "ringlog.egress",
+        SettingKind::Text,
+        "How its records go to consumers: an egress strategy, or broker for the broker's.",
+    ),
     setting("segment.bytes", SettingKind::Int, "A segment that would grow beyond this is sealed."),
     setting("segment.ms", SettingKind::Long, "A segment whose first append is older than this is sealed."),
 ];
@@ -152,7 +162,12 @@ const fn setting(name: &'static str, kind: SettingKind, words: &'static str) -> 
 
 impl Default for TopicConfig {
     fn default() -> TopicConfig {
-        TopicConfig { ack: Ack::Durable, timestamps: Timestamps::Create, log: LogConfig::default() }
+        TopicConfig {
+            ack: Ack::Durable,
+            timestamps: Timestamps::Create,
+            egress: None,
+            log: LogConfig::default(),
+        }
     }
 }
 
@@ -184,6 +199,18 @@ impl TopicConfig {
         };
         match key {
             "ringlog.ack" => self.ack = value.parse().map_err(|e| format!("{key}: {e}"))?,
+            "ringlog.egress" => {
+                self.egress = match value {
+                    AS_THE_BROKER => None,
+                    name => match name
+                        .parse::<Egress>()
+                        .map_err(|e| format!("{key}: {e}, and {AS_THE_BROKER}"))?
+                    {
+                        egress if egress.delivers() => Some(egress),
+                        egress => return Err(format!("{key}={egress} discards what consumers wait for")),
+                    },
+                };
+            }
             "segment.bytes" => self.log.segment_bytes_max = within(4096, i64::from(i32::MAX))? as u64,
             "segment.ms" => {
                 self.log.segment_age_ms_max = Some(within(1, i64::MAX)?).filter(|&ms| ms < i64::MAX);
@@ -235,6 +262,7 @@ impl TopicConfig {
             "retention.bytes" => or_never(self.log.retention_bytes.map(|bytes| bytes as i64)),
             "retention.ms" => or_never(self.log.retention_ms),
             "ringlog.ack" => self.ack.to_string(),
+            "ringlog.egress" => self.egress.map_or(AS_THE_BROKER, Egress::name).to_owned(),
             "segment.bytes" => self.log.segment_bytes_max.to_string(),
             "segment.ms" => self.log.segment_age_ms_max.unwrap_or(i64::MAX).to_string(),
             _ => return None,
@@ -258,6 +286,7 @@ mod tests {
     fn settings_survive_being_written_down_whatever_the_defaults() {
         let told = [
             ("ringlog.ack", "written"),
+            ("ringlog.egress", "sendfile"),
             ("segment.bytes", "65536"),
             ("retention.bytes", "-1"),
             ("segment.ms", "5"),
@@ -283,6 +312,8 @@ mod tests {
             |key, value| TopicConfig::from_pairs(&TopicConfig::default(), [(key, value)]).unwrap_err();
         assert!(refuse("segment.bytes", "7").contains("segment.bytes=7"));
         assert!(refuse("ringlog.ack", "maybe").contains("maybe"));
+        assert!(refuse("ringlog.egress", "magic").contains("magic"));
+        assert!(refuse("ringlog.egress", "null").contains("discards"));
         assert!(refuse("cleanup.policy", "compact").contains("delete"));
         assert!(refuse("message.timestamp.type", "Mine").contains("LogAppendTime"));
         assert!(refuse("no.such", "1").contains("no.such"));

@@ -274,7 +274,7 @@ impl Partition {
         let ring = &self.0.common.ring;
         let path = self.0.files.borrow().path(base, Ext::Log);
         let file = ring.open(&path, OpenOptions::default()).await?;
-        let direct = match self.0.common.direct_reads() {
+        let direct = match self.0.common.direct_reads(self.0.config.egress) {
             true => Some(ring.open(&path, OpenOptions { direct: true, ..OpenOptions::default() }).await?),
             false => None,
         };

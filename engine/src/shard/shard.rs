@@ -23,7 +23,7 @@ use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
 use crate::sys::{ArenaUse, Flushes, Ring, RingCounters, ZeroCopyUse};
-use crate::transfer::{Piece, SharedPiece, Staged, Transfers};
+use crate::transfer::{Calibration, Egress, Piece, SharedPiece, Staged, Transfers};
 use crate::types::{PartitionId, ShardId, TopicId};
 
 /// One core's worth of the engine. Cheap to clone; never leaves its thread.
@@ -155,6 +155,23 @@ impl Shard {
             stopping: Cell::new(false),
             stop_waiters: Wakers::default(),
         });
+        if common.config.egress.chooses() {
+            let measured = Calibration::measure(ring, &common.config.data_dir, id).await;
+            match &measured {
+                Ok(Calibration { sendfile_bytes_min: u64::MAX }) => {
+                    tracing::info!(
+                        "shard {id}: egress auto sends what is resident by copy, whatever its length"
+                    );
+                }
+                Ok(Calibration { sendfile_bytes_min }) => {
+                    tracing::info!(
+                        "shard {id}: egress auto sends what is resident by sendfile from {sendfile_bytes_min} bytes on"
+                    );
+                }
+                Err(error) => tracing::warn!("shard {id}: egress auto knows nothing of this host: {error}"),
+            }
+            common.transfers.calibration.set(measured.unwrap_or_default());
+        }
         let coordinator = (id == ShardId(0)).then(|| Coordinator::new(node.registry.clone()));
         let shard = Shard(Rc::new(Inner {
             common,
@@ -428,9 +445,9 @@ impl Shard {
 }
 
 impl Common {
-    /// Whether readers get a descriptor past the page cache as well.
-    pub(super) fn direct_reads(&self) -> bool {
-        self.config.egress.reads_direct() && self.node.direct_offered
+    /// Whether readers get a descriptor past the page cache as well, of a topic that may have an egress of its own.
+    pub(super) fn direct_reads(&self, pinned: Option<Egress>) -> bool {
+        pinned.unwrap_or(self.config.egress).reads_direct() && self.node.direct_offered
     }
 
     /// [`Ring::replace`] that gives the reserve up when the disk is full: for what must be stored before anything goes on.

@@ -67,6 +67,11 @@ impl LendingBook {
 #[derive(Default)]
 pub(crate) struct Unreleased {
     bytes: Cell<u64>,
+    lent: Cell<bool>,
+    /// A release said that the kernel copied after all.
+    copied: Cell<bool>,
+    /// A release said that it did not.
+    shared: Cell<bool>,
     since: Cell<Moment>,
     aborted: Cell<bool>,
     waiter: RefCell<Option<Waker>>,
@@ -76,6 +81,12 @@ impl Unreleased {
     /// How much, and since when there is any.
     pub(crate) fn held(&self) -> Option<(u64, Moment)> {
         (self.bytes.get() > 0).then(|| (self.bytes.get(), self.since.get()))
+    }
+
+    /// Whether what is lent may be sent without a copy, as far as this connection has shown: nothing was lent yet, or no
+    /// release said that the kernel copied. While the first one is under way nobody knows.
+    pub(crate) fn may_gather(&self) -> bool {
+        !self.copied.get() && (self.shared.get() || !self.lent.get())
     }
 
     /// Nobody needs to wait any more: the kernel lets go once the last handle is gone.
@@ -123,6 +134,7 @@ impl Loan {
             connection.since.set(now);
         }
         connection.bytes.set(before + bytes);
+        connection.lent.set(true);
         book.note(|usage| {
             usage.unreleased_bytes += bytes;
             usage.unreleased_bytes_most = usage.unreleased_bytes_most.max(usage.unreleased_bytes);
@@ -150,6 +162,9 @@ impl Loan {
 
     /// The kernel has let go. A request that failed before anything was queued reads as copied, and is not.
     pub(crate) fn release(self, copied: bool) {
+        if self.sent > 0 {
+            if copied { self.connection.copied.set(true) } else { self.connection.shared.set(true) }
+        }
         if copied && self.sent > 0 {
             self.book.note(|usage| {
                 usage.copied_sends += 1;

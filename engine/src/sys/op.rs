@@ -380,6 +380,13 @@ impl Socket {
         self.1.poll_settled(cx)
     }
 
+    /// Whether memory that is lent to this connection may go without a copy, as far as the releases of what was lent have
+    /// told: once one says that the kernel copied after all, no more.
+    #[must_use]
+    pub fn may_gather(&self) -> bool {
+        self.1.may_gather()
+    }
+
     /// Bytes that the peer's kernel has acknowledged and that ours has received from it, ever; `None` where nobody
     /// counts them.
     #[must_use]

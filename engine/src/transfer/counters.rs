@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use super::egress::{Egress, Masters};
+use super::egress::{Calibration, Egress, Masters, Reason};
 
 /// Counts of one egress strategy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +23,15 @@ pub struct EgressCounters {
     pub shared_reads: u64,
 }
 
+/// Counts of one reason that `auto` had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChoiceCounters {
+    /// Pieces.
+    pub pieces: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 /// What the transfers of one shard share.
 #[derive(Default)]
 pub struct Transfers {
@@ -30,6 +39,9 @@ pub struct Transfers {
     /// Bytes of memory for one use that transfers under way may hold.
     pub(super) fresh_bytes: Cell<u64>,
     egress: [Cell<EgressCounters>; Egress::ALL.len()],
+    choices: [Cell<ChoiceCounters>; Reason::ALL.len()],
+    /// What `auto` knows of this host.
+    pub(crate) calibration: Cell<Calibration>,
     /// Bytes copied in user space on the way in.
     pub ingress_copied_bytes: Cell<u64>,
     /// Bytes of batches that were received into the memory they were written from, but for the few that came with
@@ -57,6 +69,18 @@ impl Transfers {
     #[must_use]
     pub fn egress(&self, egress: Egress) -> EgressCounters {
         self.egress[egress as usize].get()
+    }
+
+    /// What `auto` chose for `reason`.
+    #[must_use]
+    pub fn choices(&self, reason: Reason) -> ChoiceCounters {
+        self.choices[reason as usize].get()
+    }
+
+    pub(super) fn note_choice(&self, reason: Reason, bytes: u64) {
+        let cell = &self.choices[reason as usize];
+        let ChoiceCounters { pieces, bytes: before } = cell.get();
+        cell.set(ChoiceCounters { pieces: pieces + 1, bytes: before + bytes });
     }
 
     pub(super) fn note(&self, egress: Egress, change: impl FnOnce(&mut EgressCounters)) {

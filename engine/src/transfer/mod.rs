@@ -10,9 +10,10 @@ mod egress;
 mod ingress;
 mod join;
 mod plan;
+mod readers;
 
-pub use counters::{EgressCounters, Transfers};
-pub use egress::{Egress, send};
+pub use counters::{ChoiceCounters, EgressCounters, Transfers};
+pub use egress::{Calibration, Egress, Reason, send};
 pub use ingress::{Ingress, Need, Slot, Staged, WriteData, WriteUnit};
 pub use join::{join, join_writes};
 pub use plan::{

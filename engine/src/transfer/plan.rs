@@ -8,6 +8,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::egress::Egress;
+use super::readers::Readers;
 use crate::sys::{File, FileMap, FileStamp, Gather, Lease, MapState, Ring, SharedFile};
 use crate::types::{Offset, Position};
 
@@ -24,13 +26,22 @@ pub struct SegmentFile {
     /// What it showed when nobody had any business to change it any more: sealed, trimmed, flushed.
     sealed: Cell<Option<FileStamp>>,
     map: RefCell<Option<FileMap>>,
+    readers: Readers,
 }
 
 impl SegmentFile {
     /// A segment's file, not yet known to be sealed.
     #[must_use]
     pub fn new(base: Offset, file: File, direct: Option<File>, path: Arc<Path>) -> SegmentFile {
-        SegmentFile { base, file, direct, path, sealed: Cell::new(None), map: RefCell::new(None) }
+        SegmentFile {
+            base,
+            file,
+            direct,
+            path,
+            sealed: Cell::new(None),
+            map: RefCell::new(None),
+            readers: Readers::default(),
+        }
     }
 
     /// Notes that nobody writes to it any more: from now on it must stay as it is.
@@ -81,6 +92,11 @@ impl SegmentFile {
                 Err(io::Error::new(io::ErrorKind::InvalidData, message))
             }
         }
+    }
+
+    /// Notes that somebody reads `[at, end)`; how many there are near it.
+    pub(super) fn note_reader(&self, at: u64, end: u64) -> usize {
+        self.readers.note(at, end)
     }
 
     /// Its map, where it has one that shows the file.
@@ -198,7 +214,15 @@ impl SharedPiece {
                 let direct = direct.map(|direct| ring.adopt_shared(&direct));
                 let (sealed, map) = (Cell::new(sealed), RefCell::new(map));
                 Piece::File {
-                    file: Rc::new(SegmentFile { base, file, direct, path, sealed, map }),
+                    file: Rc::new(SegmentFile {
+                        base,
+                        file,
+                        direct,
+                        path,
+                        sealed,
+                        map,
+                        readers: Readers::default(),
+                    }),
                     at,
                     bytes,
                 }
@@ -254,8 +278,8 @@ pub enum FreeSignal {
 pub enum Chunk {
     /// Bytes of the protocol.
     Protocol(Protocol),
-    /// Record bytes.
-    Records(Piece),
+    /// Record bytes, and who carries them if not whom the answer is sent by.
+    Records(Piece, Option<Egress>),
 }
 
 /// Protocol bytes; a lease that prints as its length.
@@ -291,7 +315,14 @@ impl Response {
     /// Adds record bytes.
     pub fn push_records(&mut self, piece: Piece) {
         if piece.bytes() > 0 {
-            self.chunks.push_back(Chunk::Records(piece));
+            self.chunks.push_back(Chunk::Records(piece, None));
+        }
+    }
+
+    /// Adds record bytes that go by `egress`, whatever the answer is sent by.
+    pub fn push_pinned(&mut self, piece: Piece, egress: Egress) {
+        if piece.bytes() > 0 {
+            self.chunks.push_back(Chunk::Records(piece, Some(egress)));
         }
     }
 
@@ -306,7 +337,7 @@ impl Response {
     pub fn bytes(&self) -> u64 {
         let of = |chunk: &Chunk| match chunk {
             Chunk::Protocol(protocol) => protocol.0.len() as u64,
-            Chunk::Records(piece) => piece.bytes(),
+            Chunk::Records(piece, _) => piece.bytes(),
         };
         self.chunks.iter().map(of).sum()
     }
@@ -316,8 +347,8 @@ impl Response {
     pub fn memory_bytes(&self) -> u64 {
         let of = |chunk: &Chunk| match chunk {
             Chunk::Protocol(protocol) => protocol.0.len() as u64,
-            Chunk::Records(Piece::Memory(lease)) => lease.len() as u64,
-            Chunk::Records(Piece::File { .. }) => 0,
+            Chunk::Records(Piece::Memory(lease), _) => lease.len() as u64,
+            Chunk::Records(Piece::File { .. }, _) => 0,
         };
         self.chunks.iter().map(of).sum()
     }

@@ -188,7 +188,8 @@ fn rows(told: &Told, mut ground: Ground<'_>, say: &mut dyn FnMut(Line) -> Result
         Ok(row) => say(Line::Row(Box::new(row))),
         Err(lacking) => say(Line::Lacking(lacking)),
     };
-    for &egress in Egress::ALL.iter().filter(|egress| told.wants(egress.name())) {
+    // What chooses among the others is counted under their names.
+    for &egress in Egress::ALL.iter().filter(|egress| told.wants(egress.name()) && !egress.chooses()) {
         tell(egress::row(&mut ground, egress, told.extra_copy == Some(egress))?)?;
     }
     // What comes in does not depend on what the card gathers.
@@ -198,7 +199,9 @@ fn rows(told: &Told, mut ground: Ground<'_>, say: &mut dyn FnMut(Line) -> Result
     for &ingress in Ingress::ALL.iter().filter(|ingress| told.wants(ingress.name())) {
         tell(ingress::row(&mut ground, ingress)?)?;
     }
-    for &egress in Egress::ALL.iter().filter(|egress| egress.carries().memory && egress.delivers()) {
+    for &egress in
+        Egress::ALL.iter().filter(|egress| egress.carries().memory && egress.delivers() && !egress.chooses())
+    {
         if told.wants(egress.name()) {
             tell(ingress::path(&mut ground, Ingress::InPlace, egress)?)?;
         }

@@ -1,5 +1,6 @@
 //! Egress: the pieces of a plan to a socket, by one strategy of the list.
 
+mod auto;
 mod copy;
 mod direct;
 mod direct_zc;
@@ -21,6 +22,7 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
+pub use self::auto::{Calibration, Reason};
 pub(super) use self::masters::Masters;
 use super::counters::{EgressCounters, Transfers};
 use super::plan::{Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Response};
@@ -89,6 +91,8 @@ strategies! {
     Tail => tail,
     /// The same, sent without a copy of the kernel's own.
     TailZc => tail_zc,
+    /// Chooses among the others, for each piece.
+    Auto => auto,
     /// Discard: for benchmarks, never for clients.
     Null => null,
 }
@@ -126,12 +130,17 @@ pub async fn send(
 }
 
 impl Outgoing<'_> {
-    async fn run(&mut self, wanted: Egress) -> io::Result<()> {
+    async fn run(&mut self, default: Egress) -> io::Result<()> {
         while let Some(chunk) = self.response.chunks.pop_front() {
             match chunk {
                 Chunk::Protocol(protocol) => self.add_memory(protocol.0).await?,
-                Chunk::Records(piece) => {
-                    let bytes = piece.bytes();
+                Chunk::Records(piece, pinned) => {
+                    let (bytes, mut wanted) = (piece.bytes(), pinned.unwrap_or(default));
+                    if wanted == Egress::Auto {
+                        let (chosen, reason) = self.choose(&piece);
+                        self.transfers.note_choice(reason, bytes);
+                        wanted = chosen;
+                    }
                     self.egress = wanted.carrier_of(&piece);
                     if !self.ring.sends_zero_copy() {
                         self.egress = self.egress.by_copying();
@@ -267,7 +276,14 @@ impl Egress {
     /// Whether it reads files past the page cache, for itself or for what it does not carry.
     #[must_use]
     pub fn reads_direct(self) -> bool {
-        matches!(self, Egress::Direct | Egress::DirectZc | Egress::Vmsplice) || !self.carries().file
+        matches!(self, Egress::Direct | Egress::DirectZc | Egress::Vmsplice | Egress::Auto)
+            || !self.carries().file
+    }
+
+    /// Whether it has no way of its own, and takes one of the others for each piece.
+    #[must_use]
+    pub fn chooses(self) -> bool {
+        self == Egress::Auto
     }
 
     /// Whether memory stays with the kernel after a send has completed.
