@@ -153,11 +153,13 @@ fn assert_fetched(answer: &[u8]) {
 }
 
 /// The pairs that the harness compares.
-const PAIRS: [(Ingress, Egress); 4] = [
+const PAIRS: [(Ingress, Egress); 6] = [
     (Ingress::Buffered, Egress::Copy),
     (Ingress::Buffered, Egress::Sendfile),
     (Ingress::Copy, Egress::Tail),
     (Ingress::InPlace, Egress::Tail),
+    (Ingress::Dontcache, Egress::Sendfile),
+    (Ingress::Provided, Egress::Tail),
 ];
 
 #[test]
@@ -221,7 +223,7 @@ fn run_beside(ring: &Ring, client: impl FnOnce() + Send) -> u64 {
 #[test]
 fn a_batch_costs_few_system_calls_and_is_written_once() {
     // 4 connections with 5 in flight. A quiet moment costs visits to the kernel too, so the clients are kept busy.
-    for (ingress, _) in [PAIRS[0], PAIRS[2]] {
+    for (ingress, _) in [PAIRS[0], PAIRS[2], PAIRS[5]] {
         for (batch_bytes, requests, calls_max) in [(16 << 10, 800, 1.0), (256 << 10, 80, 3.0)] {
             let served = Served::new(ingress, Egress::Tail);
             let clients = 4;

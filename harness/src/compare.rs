@@ -210,6 +210,7 @@ fn run_cells(
         if cell.load != Load::Produce {
             measured.notes.extend(fallback(&before, &measured.server_counters, &cell.row.egress));
         }
+        measured.notes.extend(ingress_fallback(&before, &measured.server_counters, &cell.row.ingress));
         if cell.row.is_floor() {
             target.borrow_mut().stop()?;
             floors.clear()?;
@@ -317,6 +318,15 @@ fn fallback(before: &Value, after: &Value, egress: &str) -> Option<String> {
     let (own, others) = (grown("bytes")?, grown("fallback_bytes")?);
     let percent = 100.0 * others as f64 / (own + others).max(1) as f64;
     (others > 0).then(|| format!("{percent:.0} % of {egress} was carried by another egress"))
+}
+
+/// The same of the way in.
+fn ingress_fallback(before: &Value, after: &Value, ingress: &str) -> Option<String> {
+    let counted = |counters: &Value, name: &str| counters.get("shard")?.get(name)?.as_u64();
+    let grown = |name: &str| Some(counted(after, name)?.saturating_sub(counted(before, name)?));
+    let (all, others) = (grown("ingress_bytes")?, grown("ingress_fallback_bytes")?);
+    let percent = 100.0 * others as f64 / all.max(1) as f64;
+    (others > 0).then(|| format!("{percent:.0} % came another way than {ingress}"))
 }
 
 impl DataDirectory {

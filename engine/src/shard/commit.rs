@@ -237,7 +237,10 @@ async fn write_all(
         WriteData::Many(gather) => {
             let (mut position, mut gather) = (at, gather);
             while gather.bytes() > 0 {
-                let (result, mut rest) = ring.write_gather(file, position.0, gather).await;
+                let (result, mut rest) = match partition.0.common.uncached_writes() {
+                    true => ring.write_gather_uncached(file, position.0, gather).await,
+                    false => ring.write_gather(file, position.0, gather).await,
+                };
                 match result {
                     Ok(0) => return Err(none(position.0)),
                     Ok(written) => {

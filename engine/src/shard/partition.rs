@@ -368,6 +368,9 @@ impl Partition {
         received: Moment,
         now: Moment,
     ) -> Ticket {
+        if self.0.common.ingress_lacks().is_some() {
+            self.0.common.transfers.note_ingress_fallback(bytes);
+        }
         self.0.common.stages.note(Stage::Accept, now.nanos_since(received));
         self.0.unwritten_bytes.set(self.0.unwritten_bytes.get() + bytes);
         let ack = ack.unwrap_or(self.0.config.ack);

@@ -12,7 +12,7 @@ use super::partition::Partition;
 use super::turns::Turn;
 use crate::log::{self, BATCH_HEADER_BYTES, BatchHeader};
 use crate::sys::Moment;
-use crate::transfer::Slot;
+use crate::transfer::{Receives, Slot};
 
 /// See the module's words.
 pub struct Reservation {
@@ -24,11 +24,12 @@ pub struct Reservation {
 }
 
 impl Partition {
-    /// Whether batches can be received in place: the strategy does, and they are not stamped with the log's own time,
-    /// which is checksummed.
+    /// Whether the tail can be reserved for batches that are received: the strategy does that, and they are not stamped
+    /// with the log's own time, which is checksummed.
     #[must_use]
-    pub fn receives_in_place(&self) -> bool {
-        self.0.common.config.ingress.receives_in_place() && self.0.config.timestamps == Timestamps::Create
+    pub fn takes_reservations(&self) -> bool {
+        let reserves = self.0.common.config.ingress.receives() != Receives::Private;
+        reserves && self.0.config.timestamps == Timestamps::Create
     }
 
     /// Reserves the tail for a batch with that header, when everybody who came before has appended.
@@ -36,7 +37,7 @@ impl Partition {
     /// # Errors
     /// As [`Partition::append`].
     pub async fn reserve(&self, header: &BatchHeader) -> Result<Reservation, AppendError> {
-        assert!(self.receives_in_place(), "{self} does not receive in place");
+        assert!(self.takes_reservations(), "{self} takes no reservations");
         let turn = self.take_turn();
         turn.comes().await;
         self.make_room(header).await?;

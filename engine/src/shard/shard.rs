@@ -22,7 +22,7 @@ use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
 use crate::sys::{ArenaUse, Flushes, Ring, RingCounters};
-use crate::transfer::{Piece, SharedPiece, Staged, TransferCounters};
+use crate::transfer::{Piece, Receives, SharedPiece, Staged, TransferCounters};
 use crate::types::{PartitionId, ShardId, TopicId};
 
 /// One core's worth of the engine. Cheap to clone; never leaves its thread.
@@ -103,6 +103,8 @@ pub struct ShardCounters {
     pub ingress_copied_bytes: u64,
     /// Of these, bytes received straight into the memory they were written from.
     pub ingress_in_place_bytes: u64,
+    /// Of these, bytes that did not go the way of the ingress strategy, because this host does not offer it.
+    pub ingress_fallback_bytes: u64,
     /// Between this shard and others.
     pub lanes: LaneCounters,
 }
@@ -130,6 +132,14 @@ impl Shard {
         config: ShardConfig,
         node: Arc<Node>,
     ) -> Result<Shard, OpenError> {
+        if config.ingress.receives() == Receives::Provided
+            && let Err(error) = ring.prepare_incoming()
+        {
+            return Err(OpenError::Refused(format!(
+                "ingress {} is not offered here: {error}",
+                config.ingress
+            )));
+        }
         let common = Rc::new(Common {
             ring: ring.clone(),
             id,
@@ -329,6 +339,7 @@ impl Shard {
             ingress_bytes: common.transfers.ingress_bytes.get(),
             ingress_copied_bytes: common.transfers.ingress_copied_bytes.get(),
             ingress_in_place_bytes: common.transfers.ingress_in_place_bytes.get(),
+            ingress_fallback_bytes: common.transfers.ingress_fallback_bytes.get(),
             lanes: common.lanes.counters(),
         }
     }
@@ -339,10 +350,10 @@ impl Shard {
         self.0.common.node.flushes()
     }
 
-    /// Whether batches really pass by the page cache, where the ingress strategy wants that.
+    /// What the ingress strategy wants and does not get here, if anything.
     #[must_use]
-    pub fn writes_direct(&self) -> bool {
-        self.0.common.direct_writes()
+    pub fn ingress_lacks(&self) -> Option<&'static str> {
+        self.0.common.ingress_lacks()
     }
 
     /// Whether a graceful stop was asked for.
@@ -436,6 +447,22 @@ impl Common {
 
     pub(super) fn direct_writes(&self) -> bool {
         self.config.ingress.is_direct() && self.node.direct_offered
+    }
+
+    pub(super) fn uncached_writes(&self) -> bool {
+        self.config.ingress.is_uncached() && self.node.uncached_offered
+    }
+
+    pub(super) fn ingress_lacks(&self) -> Option<&'static str> {
+        let ingress = self.config.ingress;
+        match (
+            ingress.is_direct() && !self.node.direct_offered,
+            ingress.is_uncached() && !self.node.uncached_offered,
+        ) {
+            (true, _) => Some("O_DIRECT"),
+            (_, true) => Some("RWF_DONTCACHE"),
+            (false, false) => None,
+        }
     }
 
     pub(super) fn register(&self, partition: &Partition) {

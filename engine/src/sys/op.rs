@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::arena::{Chunk, Lease, LeaseMut};
 use super::flushes::Flushes;
 use super::gather::Gather;
+use super::incoming::Arrived;
 use super::sim::{SimFile, SimListener, SimLock, SimSocket};
 use super::uring::OsHandle;
 
@@ -98,6 +99,11 @@ pub(crate) enum Request {
         into: LeaseMut,
         all: bool,
     },
+    /// Completes with the next bytes of a stream, in a buffer that was provided; with `ENOBUFS` when there is none.
+    RecvProvided {
+        socket: Socket,
+        stream: u32,
+    },
     /// Completes when everything is queued, or with an error.
     Send {
         socket: Socket,
@@ -119,10 +125,12 @@ pub(crate) enum Request {
         at: u64,
         from: Lease,
     },
+    /// `uncached`: what is written leaves the page cache once it is on the disk.
     WriteGather {
         file: File,
         at: u64,
         from: Gather,
+        uncached: bool,
     },
     /// Makes completed writes of this file survive power loss, with the metadata needed to find them.
     Sync {
@@ -209,6 +217,7 @@ pub(crate) enum Job {
 pub(crate) enum Reply {
     None,
     Socket(Socket),
+    Arrived(Arrived),
     /// A descriptor that a helper opened; the ring that asked turns it into a [`File`].
     Opened {
         fd: std::os::fd::OwnedFd,

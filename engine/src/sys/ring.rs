@@ -4,7 +4,7 @@
 //! handles) from submission to completion, whatever becomes of the future that waits for it. Which world carries
 //! the request out, the kernel or the simulated one, is one branch in `Driver`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -68,6 +68,52 @@ struct Inner {
 pub(crate) enum Driver {
     Uring(Uring),
     Sim(SimDriver),
+}
+
+impl Driver {
+    pub(super) fn prepare_incoming(&mut self) -> io::Result<()> {
+        match self {
+            Driver::Uring(uring) => uring.prepare_incoming(),
+            Driver::Sim(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn begin_stream(&mut self, socket: &Socket) -> u32 {
+        match self {
+            Driver::Uring(uring) => uring.begin_stream(),
+            Driver::Sim(sim) => sim.begin_stream(socket),
+        }
+    }
+
+    pub(super) fn end_stream(&mut self, stream: u32) {
+        match self {
+            Driver::Uring(uring) => uring.end_stream(stream),
+            Driver::Sim(_) => {}
+        }
+    }
+
+    fn streams_under_way(&self) -> usize {
+        match self {
+            Driver::Uring(uring) => uring.streams_under_way(),
+            Driver::Sim(_) => 0,
+        }
+    }
+
+    /// Buffers that wait for bytes.
+    pub(super) fn provided(&self) -> usize {
+        match self {
+            Driver::Uring(uring) => uring.provided(),
+            Driver::Sim(sim) => sim.provided(),
+        }
+    }
+
+    /// Adds one, or gives it back when there are as many as there may be.
+    pub(super) fn provide(&mut self, buffer: LeaseMut) -> Option<LeaseMut> {
+        match self {
+            Driver::Uring(uring) => uring.provide(buffer),
+            Driver::Sim(sim) => sim.provide(buffer),
+        }
+    }
 }
 
 /// Somebody who waits for memory, counted while it lives.
@@ -621,7 +667,29 @@ impl Ring {
 
     /// Writes all leases of `from` at `at`, in order. May write fewer bytes.
     pub async fn write_gather(&self, file: &File, at: u64, from: Gather) -> Done<Gather> {
-        match self.submit(Request::WriteGather { file: file.clone(), at, from }).await {
+        self.write_gather_request(file, at, from, false).await
+    }
+
+    /// The same, and what is written leaves the page cache as soon as it is on the disk. Where kernel or
+    /// file system cannot, an error: ask [`Ring::takes_uncached`] before.
+    pub async fn write_gather_uncached(&self, file: &File, at: u64, from: Gather) -> Done<Gather> {
+        self.write_gather_request(file, at, from, true).await
+    }
+
+    /// Whether `file` takes writes that leave the page cache. Asked by writing nothing: the flag is looked at first.
+    ///
+    /// # Errors
+    /// What the kernel said, if it was anything else.
+    pub async fn takes_uncached(&self, file: &File) -> io::Result<bool> {
+        match self.write_gather_uncached(file, 0, Gather::new()).await.0 {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn write_gather_request(&self, file: &File, at: u64, from: Gather, uncached: bool) -> Done<Gather> {
+        match self.submit(Request::WriteGather { file: file.clone(), at, from, uncached }).await {
             (result, Request::WriteGather { from, .. }, _) => (result.map(|n| n as usize), from),
             _ => unreachable!("an operation gives back its own request"),
         }
@@ -955,7 +1023,11 @@ impl Ring {
         }
     }
 
-    fn submit(&self, request: Request) -> Op<'_> {
+    pub(super) fn driver(&self) -> RefMut<'_, Driver> {
+        self.0.driver.borrow_mut()
+    }
+
+    pub(super) fn submit(&self, request: Request) -> Op<'_> {
         Op { ring: self, stage: Stage::New(Some(request)) }
     }
 
@@ -971,7 +1043,8 @@ impl Ring {
     #[must_use]
     pub fn operations_in_flight(&self) -> usize {
         let slots = self.0.slots.borrow();
-        slots.slots.iter().filter(|s| matches!(s.state, SlotState::InFlight | SlotState::Orphan)).count()
+        let in_flight = |slot: &&Slot| matches!(slot.state, SlotState::InFlight | SlotState::Orphan);
+        slots.slots.iter().filter(in_flight).count() + self.driver().streams_under_way()
     }
 }
 
@@ -1017,7 +1090,7 @@ impl Slots {
 }
 
 /// An operation under way. Dropping it asks the world to cancel; the memory stays with the slot until it answers.
-struct Op<'a> {
+pub(super) struct Op<'a> {
     ring: &'a Ring,
     stage: Stage,
 }

@@ -26,6 +26,8 @@ pub struct TransferCounters {
     /// Bytes of batches that were received into the memory they were written from, but for the few that came with
     /// their heads.
     pub ingress_in_place_bytes: Cell<u64>,
+    /// Bytes that did not go the way of the strategy, because the host does not offer it.
+    pub ingress_fallback_bytes: Cell<u64>,
     /// Bytes accepted into the log.
     pub ingress_bytes: Cell<u64>,
 }
@@ -47,6 +49,10 @@ impl TransferCounters {
     pub(crate) fn note_ingress_in_place(&self, bytes: u64, copied: u64) {
         self.note_ingress(bytes, copied);
         self.ingress_in_place_bytes.set(self.ingress_in_place_bytes.get() + bytes - copied);
+    }
+
+    pub(crate) fn note_ingress_fallback(&self, bytes: u64) {
+        self.ingress_fallback_bytes.set(self.ingress_fallback_bytes.get() + bytes);
     }
 
     pub(crate) fn note_ingress(&self, bytes: u64, copied: u64) {

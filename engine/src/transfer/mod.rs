@@ -13,7 +13,7 @@ mod plan;
 
 pub use counters::{EgressCounters, TransferCounters};
 pub use egress::{Egress, send};
-pub use ingress::{Ingress, Need, Slot, Staged, WriteData, WriteUnit};
+pub use ingress::{Ingress, Need, Receives, Slot, Staged, WriteData, WriteUnit};
 pub use join::{join, join_writes};
 pub use plan::{
     Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Protocol, Response, SegmentFile, SharedPiece,

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 
-use super::{Declaration, Need, Slot, WriteData, WriteUnit};
+use super::{Declaration, Need, Receives, Slot, WriteData, WriteUnit};
 use crate::log::LogPoint;
 use crate::sys::{GATHER_MAX, Gather, Lease, LeaseMut, Moment};
 use crate::transfer::plan::CopyProfile;
@@ -17,7 +17,8 @@ pub(super) const DECLARATION: Declaration = Declaration {
     name: "buffered",
     profile: CopyProfile { cpu_copies: 2.0, user_copies: 0.0, shares_pages: false },
     direct: false,
-    in_place: false,
+    uncached: false,
+    receives: Receives::Private,
     needs: "nothing",
 };
 

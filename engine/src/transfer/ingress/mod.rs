@@ -6,7 +6,9 @@
 
 mod buffered;
 mod copy;
+mod dontcache;
 mod in_place;
+mod provided;
 mod staging;
 
 use std::fmt;
@@ -23,9 +25,21 @@ pub(super) struct Declaration {
     name: &'static str,
     profile: CopyProfile,
     direct: bool,
-    /// Whether connections receive into the staging memory.
-    in_place: bool,
+    /// Whether what it writes leaves the page cache as soon as it is on the disk.
+    uncached: bool,
+    receives: Receives,
     needs: &'static str,
+}
+
+/// Where connections receive batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receives {
+    /// Into memory of their own.
+    Private,
+    /// Into the memory that they are written from, where it pays.
+    InPlace,
+    /// Into buffers that all connections share.
+    Provided,
 }
 
 /// The one list. A strategy is a file with `DECLARATION` and a `Stage`, and a line here.
@@ -176,8 +190,12 @@ strategies! {
     Buffered => buffered,
     /// Copied to staging memory, written from there past the page cache.
     Copy => copy,
+    /// As buffered, and dropped from the page cache as soon as it is on the disk.
+    Dontcache => dontcache,
     /// Received into staging memory, written from there past the page cache.
     InPlace => in_place,
+    /// Received into shared buffers, gathered into staging memory, written from there past the page cache.
+    Provided => provided,
 }
 
 /// What a stage lacks.
@@ -241,10 +259,16 @@ impl Ingress {
         self.declaration().direct
     }
 
-    /// Whether connections receive batches into the memory that they are written from.
+    /// Whether what it writes leaves the page cache as soon as it is on the disk.
     #[must_use]
-    pub fn receives_in_place(self) -> bool {
-        self.declaration().in_place
+    pub fn is_uncached(self) -> bool {
+        self.declaration().uncached
+    }
+
+    /// Where connections receive batches.
+    #[must_use]
+    pub fn receives(self) -> Receives {
+        self.declaration().receives
     }
 
     /// What it needs, in words.
