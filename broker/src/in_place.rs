@@ -6,12 +6,13 @@
 //! copied out and received on in private.
 
 use std::future::poll_fn;
+use std::io;
 use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use ringlog::log::{BATCH_HEADER_BYTES, BatchError, BatchHeader, check_produced_in_parts};
+use ringlog::log::{BATCH_CRC_FROM, BATCH_HEADER_BYTES, BatchError, BatchHeader, check_produced_in_parts};
 use ringlog::shard::{AppendError, Partition, Reservation, Ticket, Topic};
 use ringlog::sys::{Moment, Ring, Socket, Timer};
 use ringlog::types::TopicId;
@@ -37,6 +38,8 @@ pub(crate) struct Candidate {
     partition: Partition,
     topic: Rc<Topic>,
     batch: BatchHeader,
+    /// The same as it came.
+    head: [u8; BATCH_HEADER_BYTES],
     correlation_id: i32,
     version: i16,
     acks: i16,
@@ -65,13 +68,10 @@ impl Candidate {
         let at = PREFIX_BYTES + head.records_at;
         let behind = total.checked_sub(at + head.record_bytes)?;
         let here = &frame[at..];
-        if head.record_bytes < BATCH_BYTES_MIN
-            || behind > BEHIND_BYTES_MAX
-            || here.len() < BATCH_HEADER_BYTES
-            || !matches!(head.acks, -1..=1)
-        {
+        if head.record_bytes < BATCH_BYTES_MIN || behind > BEHIND_BYTES_MAX || !matches!(head.acks, -1..=1) {
             return None;
         }
+        let stated = *here.first_chunk::<BATCH_HEADER_BYTES>()?;
         let batch =
             BatchHeader::parse(here).ok().filter(|batch| batch.bytes as usize == head.record_bytes)?;
         let topic = match head.header.version >= TOPIC_IDS_FROM {
@@ -86,6 +86,7 @@ impl Candidate {
             partition,
             topic,
             batch,
+            head: stated,
             correlation_id: head.header.correlation_id,
             version: head.header.version,
             acks: head.acks,
@@ -121,7 +122,8 @@ impl Candidate {
         }
         // There, where it is in the CPU's cache by now.
         let checked = check_produced_in_parts(&self.batch, reservation.slot().parts());
-        let appended = checked.map(|()| reservation.commit(&self.batch, None, received, at as u64));
+        let appended =
+            checked.map(|()| reservation.commit(&self.batch, &self.head, None, received, at as u64));
         Some(self.produced(broker, connection, appended, received))
     }
 
@@ -155,14 +157,20 @@ impl Candidate {
             return Ok(Outcome::Refused);
         };
         let stated = &frame[self.at..];
-        reservation.slot().write(0, stated);
+        // The first bytes make a batch of what follows: they are put there when all of it is known to be good.
+        reservation.slot().write(BATCH_CRC_FROM, &stated[BATCH_CRC_FROM..]);
         timer.arm(ring.now().plus(PATIENCE));
         let whole = self.batch.bytes as usize;
         let received = fill(&mut reservation, stated.len(), ring, &connection.socket, timer).await;
         timer.disarm();
-        let (filled, left) = received?;
         let now = ring.now();
         connection.heard.set(now);
+        let short = !matches!(&received, Ok((filled, _)) if *filled == whole);
+        if let Err(error) = reservation.check_file_if(short) {
+            // What has come of the batch is nowhere, so the connection cannot go on.
+            return Err(Fault::Io(io::Error::other(error.to_string())));
+        }
+        let (filled, left) = received?;
         if left {
             return Ok(Outcome::Left);
         }
@@ -175,7 +183,12 @@ impl Candidate {
             return Ok(Outcome::GivenUp);
         }
         let checked = check_produced_in_parts(&self.batch, reservation.slot().parts());
-        let appended = checked.map(|()| reservation.commit(&self.batch, None, now, stated.len() as u64));
+        let appended = match (&checked, reservation.check_file_if(checked.is_err())) {
+            (_, Err(error)) => Ok(Err(error)),
+            _ => {
+                checked.map(|()| reservation.commit(&self.batch, &self.head, None, now, stated.len() as u64))
+            }
+        };
         Ok(Outcome::Taken(self.produced(broker, connection, appended, now)))
     }
 }

@@ -305,6 +305,7 @@ impl Partition {
                     self.0.staged.borrow_mut().supply(memory);
                 }
                 Need::Block(position) => self.prime(position).await?,
+                Need::Window { segment, at, bytes } => self.open_window(segment, at, bytes).await?,
             }
         }
     }
@@ -416,6 +417,7 @@ impl Partition {
     /// # Errors
     /// See [`TruncateError`].
     pub async fn truncate_to(&self, to: Offset) -> Result<Offset, TruncateError> {
+        let _turn = self.without_receivers().await;
         self.quiesce().await?;
         let marks = self.marks();
         if to < marks.log_start || to > marks.log_end.offset {
@@ -440,6 +442,7 @@ impl Partition {
     /// # Errors
     /// See [`TruncateError`].
     pub async fn reset_to(&self, offset: Offset) -> Result<(), TruncateError> {
+        let _turn = self.without_receivers().await;
         self.quiesce().await?;
         let removed = self.0.log.borrow_mut().reset_to(offset);
         self.moved(&removed);
@@ -515,6 +518,17 @@ impl Partition {
         self.0.ack_waiters.wake_all();
         self.wake_watchers();
         self.0.room_waiters.wake_all();
+    }
+
+    /// Where connections receive into the file itself, waits until none does, and keeps them from it for as long as the turn
+    /// is held: what they receive later would else lie in the log that goes on at the cut.
+    async fn without_receivers(&self) -> Option<Turn> {
+        if !self.0.common.config.ingress.receives_into_file() {
+            return None;
+        }
+        let turn = self.take_turn();
+        turn.comes().await;
+        Some(turn)
     }
 
     /// Waits until everything accepted is written and flushed.

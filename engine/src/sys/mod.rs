@@ -12,6 +12,7 @@ mod flushes;
 mod gather;
 mod incoming;
 mod mailbox;
+mod mapping;
 mod op;
 mod pipe;
 mod refusal;

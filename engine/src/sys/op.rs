@@ -15,6 +15,7 @@ use super::arena::{Chunk, Lease, LeaseMut};
 use super::flushes::Flushes;
 use super::gather::Gather;
 use super::incoming::Arrived;
+use super::mapping::Mapping;
 use super::sim::{SimFile, SimListener, SimLock, SimSocket};
 use super::uring::OsHandle;
 
@@ -209,6 +210,12 @@ pub(crate) enum Job {
     MapChunk {
         bytes: usize,
     },
+    /// Maps `[at, at + bytes)`, shared, and touches it for writing.
+    MapWindow {
+        at: u64,
+        bytes: usize,
+    },
+    Unmap(Mapping),
     /// Closes a descriptor whose last close may take long (an unlinked segment).
     Close(std::os::fd::OwnedFd),
 }
@@ -230,6 +237,7 @@ pub(crate) enum Reply {
     Flushes(Flushes),
     Lock(DirLock),
     Chunk(Chunk),
+    Mapping(Mapping),
 }
 
 /// One answer of the world.

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use super::arena::{Arena, BLOCK_CLASSES, Chunk, Lease, LeaseMut, class_of};
+use super::arena::{Arena, BLOCK_CLASSES, Chunk, Lease, LeaseMut, Window, class_of};
 use super::capabilities::Capabilities;
 use super::clock::Moment;
 use super::flushes::Flushes;
@@ -693,6 +693,52 @@ impl Ring {
             (result, Request::WriteGather { from, .. }, _) => (result.map(|n| n as usize), from),
             _ => unreachable!("an operation gives back its own request"),
         }
+    }
+
+    /// Memory that is `[at, at + bytes)` of `file`, in whole pages, all of them there: what is put into it is in the page
+    /// cache. Mapped and touched on a helper. Nobody may cut the file meanwhile; when somebody does all the same,
+    /// [`Ring::store_gather`] says so.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn map_window(&self, file: &File, at: u64, bytes: usize) -> io::Result<LeaseMut> {
+        match self.help(Job::MapWindow { at, bytes }, Some(file.clone())).await? {
+            Reply::Mapping(mapping) => {
+                let unmap = match &*self.driver() {
+                    Driver::Uring(uring) => uring.unmapper(),
+                    Driver::Sim(_) => Box::new(drop),
+                };
+                Ok(Window::lease(mapping, unmap))
+            }
+            _ => unreachable!("mapping a window replies with it"),
+        }
+    }
+
+    /// What was put into windows of `file` at `at`, in order, counts as written from here on. As
+    /// [`Ring::write_gather`] in the simulated world, whose files cannot be mapped.
+    pub async fn store_gather(&self, file: &File, at: u64, from: Gather) -> Done<Gather> {
+        if self.is_simulated() {
+            return self.write_gather(file, at, from).await;
+        }
+        let bytes = from.bytes();
+        let checked = self.check_window(file, at + bytes as u64, from.leases());
+        (checked.map(|()| bytes), from)
+    }
+
+    /// Whether `file` still has all of what lies in `leases` of windows on it, which end at `end`.
+    ///
+    /// # Errors
+    /// That it has not, with numbers.
+    pub fn check_window(&self, file: &File, end: u64, leases: &[Lease]) -> io::Result<()> {
+        let Driver::Uring(uring) = &mut *self.driver() else { return Ok(()) };
+        let there = uring.file_bytes(file)?;
+        if there < end || leases.iter().any(Lease::is_lost) {
+            let message = format!(
+                "it was cut by somebody else while it was mapped: {there} bytes are there, it was in use up to {end}"
+            );
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+        }
+        Ok(())
     }
 
     /// Makes every write of `file` that completed before this call survive power loss.

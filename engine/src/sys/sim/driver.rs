@@ -18,6 +18,7 @@ use crate::sys::clock::Moment;
 use crate::sys::flushes::Flushes;
 use crate::sys::gather::Gather;
 use crate::sys::incoming::PROVIDED_BUFFERS;
+use crate::sys::mapping::Mapping;
 use crate::sys::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, LockKind, OpenOptions, Reply, Request,
     Socket, SocketKind, Token,
@@ -504,6 +505,17 @@ impl State {
             }),
             Job::Lock { path } => self.lock(&path)?,
             Job::MapChunk { bytes } => Reply::Chunk(Chunk::map(bytes)?),
+            Job::MapWindow { at, bytes } => {
+                let there = self.disk.state.inodes[&file()?.inode].current.size;
+                if there < at + bytes as u64 {
+                    return Err(io::Error::from_raw_os_error(libc::EFAULT));
+                }
+                Reply::Mapping(Mapping::of_nothing(bytes)?)
+            }
+            Job::Unmap(mapping) => {
+                drop(mapping);
+                Reply::None
+            }
             Job::Close(fd) => {
                 drop(fd);
                 Reply::None

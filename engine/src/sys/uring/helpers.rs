@@ -19,6 +19,7 @@ use crossbeam::queue::SegQueue;
 use super::ring_bell;
 use crate::sys::arena::Chunk;
 use crate::sys::flushes::{Flushes, flushes_of};
+use crate::sys::mapping::Mapping;
 use crate::sys::op::{DirEntry, DirLock, Job, LockKind, OpenOptions, Reply, Token};
 use crate::sys::refusal::{about, failed_flush};
 
@@ -44,6 +45,7 @@ enum SendReply {
     Flushes(Flushes),
     Lock(OwnedFd),
     Chunk(Chunk),
+    Mapping(Mapping),
 }
 
 pub(super) struct HelperPool {
@@ -115,6 +117,7 @@ impl HelperPool {
             SendReply::Flushes(flushes) => Reply::Flushes(flushes),
             SendReply::Lock(fd) => Reply::Lock(DirLock(LockKind::Os { _fd: fd })),
             SendReply::Chunk(chunk) => Reply::Chunk(chunk),
+            SendReply::Mapping(mapping) => Reply::Mapping(mapping),
         };
         Some((token, result, reply))
     }
@@ -178,6 +181,11 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
         Job::Flushes { path } => flushes_of(&path).map(SendReply::Flushes),
         Job::Lock { path } => lock(&path).map(SendReply::Lock),
         Job::MapChunk { bytes } => Chunk::map(bytes).map(SendReply::Chunk),
+        Job::MapWindow { at, bytes } => Mapping::of_file(file()?, at, bytes).map(SendReply::Mapping),
+        Job::Unmap(mapping) => {
+            drop(mapping);
+            Ok(SendReply::None)
+        }
         Job::Close(fd) => {
             drop(fd);
             Ok(SendReply::None)

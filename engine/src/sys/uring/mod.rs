@@ -25,8 +25,9 @@ use self::helpers::{Help, HelperPool};
 use self::provided::{Provided, Step};
 use super::arena::{Chunk, LeaseMut};
 use super::clock::Moment;
+use super::mapping::Mapping;
 use super::op::{
-    Completion, File, FileKind, Listener, ListenerKind, Reply, Request, Socket, SocketKind, Token,
+    Completion, File, FileKind, Job, Listener, ListenerKind, Reply, Request, Socket, SocketKind, Token,
 };
 use super::pipe::Pipe;
 use super::ring::RingCounters;
@@ -260,6 +261,19 @@ impl Uring {
         self.counters.system_calls += 1;
         super::residency::residency_of(file_fd(file), at, bytes)
             .is_ok_and(|residency| residency.cached_pages >= residency.pages)
+    }
+
+    /// Gives a mapping to a helper when it is not used any more.
+    pub(crate) fn unmapper(&self) -> Box<dyn Fn(Mapping) + Send + Sync> {
+        let helpers = self.helpers.sender();
+        Box::new(move |mapping| helpers.send_unanswered(Job::Unmap(mapping)))
+    }
+
+    pub(crate) fn file_bytes(&mut self, file: &File) -> io::Result<u64> {
+        self.counters.system_calls += 1;
+        // SAFETY: the handle keeps its descriptor open for the whole call.
+        let fd = unsafe { BorrowedFd::borrow_raw(file_fd(file)) };
+        Ok(nix::sys::stat::fstat(fd)?.st_size as u64)
     }
 
     pub(crate) fn has_name(&mut self, file: &File) -> bool {

@@ -15,5 +15,6 @@ pub(super) const DECLARATION: Declaration = Declaration {
     direct: true,
     uncached: false,
     receives: Receives::Private,
+    into_file: false,
     needs: "O_DIRECT on the data directory's file system",
 };

@@ -19,5 +19,6 @@ pub(super) const DECLARATION: Declaration = Declaration {
     direct: false,
     uncached: true,
     receives: Receives::Private,
+    into_file: false,
     needs: "RWF_DONTCACHE: Linux 6.14, and a file system that knows it (ext4, XFS, btrfs)",
 };

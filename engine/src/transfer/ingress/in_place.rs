@@ -19,5 +19,6 @@ pub(super) const DECLARATION: Declaration = Declaration {
     direct: true,
     uncached: false,
     receives: Receives::InPlace,
+    into_file: false,
     needs: "O_DIRECT on the data directory's file system; producers of large batches, one in a request",
 };

@@ -8,6 +8,7 @@ mod buffered;
 mod copy;
 mod dontcache;
 mod in_place;
+mod mapped;
 mod provided;
 mod staging;
 
@@ -28,6 +29,8 @@ pub(super) struct Declaration {
     /// Whether what it writes leaves the page cache as soon as it is on the disk.
     uncached: bool,
     receives: Receives,
+    /// Whether that is the file itself: nobody may cut it while somebody receives.
+    into_file: bool,
     needs: &'static str,
 }
 
@@ -194,6 +197,8 @@ strategies! {
     Dontcache => dontcache,
     /// Received into staging memory, written from there past the page cache.
     InPlace => in_place,
+    /// Received into the mapped end of the segment file.
+    Mapped => mapped,
     /// Received into shared buffers, gathered into staging memory, written from there past the page cache.
     Provided => provided,
 }
@@ -207,6 +212,15 @@ pub enum Need {
     Memory(usize),
     /// The block of the file at this position, read back: the log ends within it.
     Block(Position),
+    /// So many bytes of the file, mapped.
+    Window {
+        /// The segment.
+        segment: Offset,
+        /// Where in its file, in whole pages.
+        at: Position,
+        /// How many.
+        bytes: usize,
+    },
 }
 
 /// One round of writes of one partition: all in one segment, all at once.
@@ -227,6 +241,8 @@ pub enum WriteData {
     One(Lease),
     /// Several, one behind the other.
     Many(Gather),
+    /// Several that are the file's own memory already.
+    Stored(Gather),
 }
 
 impl WriteData {
@@ -235,7 +251,25 @@ impl WriteData {
     pub fn bytes(&self) -> usize {
         match self {
             WriteData::One(lease) => lease.len(),
-            WriteData::Many(gather) => gather.bytes(),
+            WriteData::Many(gather) | WriteData::Stored(gather) => gather.bytes(),
+        }
+    }
+}
+
+impl Staged {
+    /// What is to be mapped ahead of need, where the log ends at `start`.
+    #[must_use]
+    pub fn need_ahead(&self, start: LogPoint) -> Need {
+        match self {
+            Staged::Mapped(stage) => stage.need_ahead(start),
+            _ => Need::Nothing,
+        }
+    }
+
+    /// Supplies a window that begins at `at`, as [`Staged::need`] or [`Staged::need_ahead`] asked; the log ends at `start`.
+    pub fn supply_window(&mut self, start: LogPoint, at: Position, memory: LeaseMut) {
+        if let Staged::Mapped(stage) = self {
+            stage.supply_window(start, at, memory);
         }
     }
 }
@@ -269,6 +303,12 @@ impl Ingress {
     #[must_use]
     pub fn receives(self) -> Receives {
         self.declaration().receives
+    }
+
+    /// Whether connections receive into the file itself: nobody may cut it while somebody does.
+    #[must_use]
+    pub fn receives_into_file(self) -> bool {
+        self.declaration().into_file
     }
 
     /// What it needs, in words.

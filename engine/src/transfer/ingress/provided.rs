@@ -24,5 +24,6 @@ pub(super) const DECLARATION: Declaration = Declaration {
     direct: true,
     uncached: false,
     receives: Receives::Provided,
+    into_file: false,
     needs: "Linux 6.0 (standing receives into provided buffers); O_DIRECT on the data directory's file system",
 };
