@@ -6,13 +6,15 @@
 //! copied out and received on in private.
 
 use std::future::poll_fn;
+use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use ringlog::log::{BATCH_HEADER_BYTES, BatchHeader, check_produced_in_parts};
-use ringlog::shard::{Partition, Reservation, Topic};
-use ringlog::sys::{Ring, Socket, Timer};
+use ringlog::log::{BATCH_CRC_FROM, BATCH_HEADER_BYTES, BatchError, BatchHeader, check_produced_in_parts};
+use ringlog::shard::{AppendError, Partition, Reservation, Ticket, Topic};
+use ringlog::sys::{Moment, Ring, Socket, Timer};
 use ringlog::types::TopicId;
 
 use crate::connection::{Broker, Connection};
@@ -36,6 +38,8 @@ pub(crate) struct Candidate {
     partition: Partition,
     topic: Rc<Topic>,
     batch: BatchHeader,
+    /// The same as it came.
+    head: [u8; BATCH_HEADER_BYTES],
     correlation_id: i32,
     version: i16,
     acks: i16,
@@ -64,14 +68,10 @@ impl Candidate {
         let at = PREFIX_BYTES + head.records_at;
         let behind = total.checked_sub(at + head.record_bytes)?;
         let here = &frame[at..];
-        if head.record_bytes < BATCH_BYTES_MIN
-            || behind > BEHIND_BYTES_MAX
-            || here.len() < BATCH_HEADER_BYTES
-            || here.len() > head.record_bytes / 4
-            || !matches!(head.acks, -1..=1)
-        {
+        if head.record_bytes < BATCH_BYTES_MIN || behind > BEHIND_BYTES_MAX || !matches!(head.acks, -1..=1) {
             return None;
         }
+        let stated = *here.first_chunk::<BATCH_HEADER_BYTES>()?;
         let batch =
             BatchHeader::parse(here).ok().filter(|batch| batch.bytes as usize == head.record_bytes)?;
         let topic = match head.header.version >= TOPIC_IDS_FROM {
@@ -79,19 +79,67 @@ impl Candidate {
             false => broker.shard.topic(head.topic),
         }?;
         let partition = topic.here(head.partition)?.clone();
-        if !partition.receives_in_place() || produce::why_not(&batch, head.header.version).is_some() {
+        if !partition.takes_reservations() || produce::why_not(&batch, head.header.version).is_some() {
             return None;
         }
         Some(Candidate {
             partition,
             topic,
             batch,
+            head: stated,
             correlation_id: head.header.correlation_id,
             version: head.header.version,
             acks: head.acks,
             at,
             behind,
         })
+    }
+
+    /// Whether of the batch no more has come than may be copied, when so much of its frame has.
+    pub(crate) fn is_mostly_to_come(&self, frame: usize) -> bool {
+        frame - self.at <= self.batch.bytes as usize / 4
+    }
+
+    /// Where in its frame the batch lies.
+    pub(crate) fn place(&self) -> Range<usize> {
+        self.at..self.at + self.batch.bytes as usize
+    }
+
+    /// Copies the batch, all of which has come, from where its `parts` lie into the tail of its partition. `None` when the
+    /// partition takes nothing now; the private way will say why.
+    pub(crate) async fn gather<'a, I: Iterator<Item = &'a [u8]>>(
+        &self,
+        broker: &Broker,
+        connection: &Connection,
+        parts: impl Fn() -> I,
+        received: Moment,
+    ) -> Option<Box<Produced>> {
+        let mut reservation = self.partition.reserve(&self.batch).await.ok()?;
+        let mut at = 0;
+        for part in parts() {
+            reservation.slot().write(at, part);
+            at += part.len();
+        }
+        // There, where it is in the CPU's cache by now.
+        let checked = check_produced_in_parts(&self.batch, reservation.slot().parts());
+        let appended =
+            checked.map(|()| reservation.commit(&self.batch, &self.head, None, received, at as u64));
+        Some(self.produced(broker, connection, appended, received))
+    }
+
+    /// The entry that says what became of it.
+    fn produced(
+        &self,
+        broker: &Broker,
+        connection: &Connection,
+        appended: Result<Result<Ticket, AppendError>, BatchError>,
+        received: Moment,
+    ) -> Box<Produced> {
+        let mut produced = produce::single(connection, &self.topic, self.partition.index(), received);
+        (produced.correlation_id, produced.version, produced.acks) =
+            (self.correlation_id, self.version, self.acks);
+        produced.decide_single(broker, connection, appended);
+        produced
     }
 
     /// Receives the rest. `frame` is what has come of it; after [`Outcome::GivenUp`] it is followed in `kept` by what came
@@ -109,14 +157,20 @@ impl Candidate {
             return Ok(Outcome::Refused);
         };
         let stated = &frame[self.at..];
-        reservation.slot().write(0, stated);
+        // The first bytes make a batch of what follows: they are put there when all of it is known to be good.
+        reservation.slot().write(BATCH_CRC_FROM, &stated[BATCH_CRC_FROM..]);
         timer.arm(ring.now().plus(PATIENCE));
         let whole = self.batch.bytes as usize;
         let received = fill(&mut reservation, stated.len(), ring, &connection.socket, timer).await;
         timer.disarm();
-        let (filled, left) = received?;
         let now = ring.now();
         connection.heard.set(now);
+        let short = !matches!(&received, Ok((filled, _)) if *filled == whole);
+        if let Err(error) = reservation.check_file_if(short) {
+            // What has come of the batch is nowhere, so the connection cannot go on.
+            return Err(Fault::Io(io::Error::other(error.to_string())));
+        }
+        let (filled, left) = received?;
         if left {
             return Ok(Outcome::Left);
         }
@@ -129,12 +183,13 @@ impl Candidate {
             return Ok(Outcome::GivenUp);
         }
         let checked = check_produced_in_parts(&self.batch, reservation.slot().parts());
-        let appended = checked.map(|()| reservation.commit(&self.batch, None, now, stated.len() as u64));
-        let mut produced = produce::single(connection, &self.topic, self.partition.index(), now);
-        (produced.correlation_id, produced.version, produced.acks) =
-            (self.correlation_id, self.version, self.acks);
-        produced.decide_single(broker, connection, appended);
-        Ok(Outcome::Taken(produced))
+        let appended = match (&checked, reservation.check_file_if(checked.is_err())) {
+            (_, Err(error)) => Ok(Err(error)),
+            _ => {
+                checked.map(|()| reservation.commit(&self.batch, &self.head, None, now, stated.len() as u64))
+            }
+        };
+        Ok(Outcome::Taken(self.produced(broker, connection, appended, now)))
     }
 }
 

@@ -181,14 +181,13 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     let engine = Engine::open(config).with_context(|| format!("opening {}", told.data_dir.display()))?;
     println!("{}", engine.capabilities());
     println!("{chosen}");
-    let (flushes, direct) = block_on(engine.on_shard(|shard| async move {
-        (shard.flushes().clone(), shard.writes_direct() || !shard.config().ingress.is_direct())
-    }))?;
+    let (flushes, lacks) =
+        block_on(engine.on_shard(|shard| async move { (shard.flushes().clone(), shard.ingress_lacks()) }))?;
     println!(
         "data in {}: ingress {}{}, egress {}, appends wait for {}",
         told.data_dir.display(),
         told.ingress,
-        if direct { "" } else { " (through the page cache: no O_DIRECT here)" },
+        lacks.map_or(String::new(), |what| format!(" (through the page cache: no {what} here)")),
         told.egress,
         told.ack
     );

@@ -8,12 +8,14 @@ use std::io;
 use std::rc::Rc;
 
 use ringlog::sys::{LEASE_BYTES_MAX, LeaseMut, Moment, Ring, Timer};
+use ringlog::transfer::Receives;
 
 use crate::connection::{Broker, Connection, Entry};
 use crate::errors::Fault;
 use crate::guard::Hold;
 use crate::in_place::{self, Candidate, Outcome};
 use crate::produce::{self, Produced};
+use crate::provided;
 use crate::wire::{ApiKey, Decoder, PREFIX_BYTES, RequestHeader};
 
 /// What a connection gets before it has shown what it sends: thousands of idle ones must fit into the arena.
@@ -26,16 +28,83 @@ const GROWTH_MAX: usize = 4;
 const WAIT_FOR_ALL_BYTES: usize = 32 << 10;
 
 pub(crate) async fn run(broker: Rc<Broker>, connection: Rc<Connection>) {
-    let result = Reader::start(&broker, &connection).await;
-    match result {
-        Ok(mut reader) => {
-            if let Err(fault) = reader.run().await {
-                broker.note_fault(&connection, &fault);
-            }
-        }
-        Err(fault) => broker.note_fault(&connection, &fault),
+    let result = match broker.shard.config().ingress.receives() {
+        Receives::Provided => provided::run(&broker, &connection).await,
+        Receives::Private | Receives::InPlace => match Reader::start(&broker, &connection).await {
+            Ok(mut reader) => reader.run().await,
+            Err(fault) => Err(fault),
+        },
+    };
+    if let Err(fault) = result {
+        broker.note_fault(&connection, &fault);
     }
     connection.end_input();
+}
+
+/// Deals with what the peer sent. False when the connection is over.
+pub(crate) async fn deal(
+    broker: &Rc<Broker>,
+    connection: &Rc<Connection>,
+    came: Came,
+    received: Moment,
+) -> Result<bool, Fault> {
+    // Once a stop was asked for, what is under way is answered and nothing more is taken.
+    if broker.shard.is_stopping() {
+        return Ok(false);
+    }
+    connection.taking.set(true);
+    let goes_on = match came {
+        Came::Frame(frame) => take(broker, connection, frame, received).await,
+        Came::Produced(produced) => push(connection, produced).await,
+    };
+    connection.taking.set(false);
+    goes_on
+}
+
+async fn take(
+    broker: &Rc<Broker>,
+    connection: &Rc<Connection>,
+    frame: LeaseMut,
+    received: Moment,
+) -> Result<bool, Fault> {
+    let header = RequestHeader::decode(&mut Decoder::new(&frame))?;
+    if header.api == ApiKey::Produce {
+        let produced = produce::take(broker, connection, frame, received).await?;
+        return push(connection, produced).await;
+    }
+    Ok(connection.push(Entry::Request(frame.freeze())).await)
+}
+
+/// Hands on a request whose batches have their places.
+async fn push(connection: &Connection, produced: Box<Produced>) -> Result<bool, Fault> {
+    if produced.acks == 0 {
+        let failed = produced.first_error();
+        produce::recycle(connection, produced);
+        return failed.map_or(Ok(true), |code| Err(Fault::Unanswerable(code)));
+    }
+    Ok(connection.push(Entry::Produced(produced)).await)
+}
+
+/// Asks whether a frame of `total` bytes may be what its `start` says it is, as soon as it has said so: before its rest is
+/// given memory.
+pub(crate) fn check_kind(broker: &Broker, start: &[u8], total: usize) -> Result<(), Fault> {
+    if let Some(&[high, low]) = start.get(PREFIX_BYTES..PREFIX_BYTES + 2) {
+        // An API that is not served has the limit of those without records, and is refused when it is whole.
+        let api = ApiKey::from_number(i16::from_be_bytes([high, low])).unwrap_or(ApiKey::ApiVersions);
+        broker.config.frames.check_api(api, total - PREFIX_BYTES)?;
+    }
+    Ok(())
+}
+
+/// Says that a peer left in the middle of a frame, if it did.
+pub(crate) fn note_cut_off(connection: &Connection, came: usize, total: Option<usize>) {
+    if came > 0 {
+        tracing::info!(
+            "{} left in the middle of a frame: {came} of {} bytes had come",
+            connection.describe(),
+            total.map_or_else(|| "unknown".to_owned(), |total| total.to_string())
+        );
+    }
 }
 
 /// A peer that leaves, politely or not, is nothing to talk about.
@@ -64,7 +133,7 @@ struct Reader<'a> {
 }
 
 /// What the peer sent.
-enum Arrived {
+pub(crate) enum Came {
     /// A frame without its prefix.
     Frame(LeaseMut),
     /// A Produce request whose batch was received in place.
@@ -93,48 +162,16 @@ impl<'a> Reader<'a> {
     }
 
     async fn run(&mut self) -> Result<(), Fault> {
-        while let Some(arrived) = self.next().await? {
-            // Once a stop was asked for, what is under way is answered and nothing more is taken.
-            if self.broker.shard.is_stopping() {
-                break;
-            }
-            self.connection.taking.set(true);
-            let goes_on = match arrived {
-                Arrived::Frame(frame) => self.take(frame).await,
-                Arrived::Produced(produced) => self.push(produced).await,
-            };
-            self.connection.taking.set(false);
-            if !goes_on? {
+        while let Some(came) = self.next().await? {
+            if !deal(self.broker, self.connection, came, self.received).await? {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Deals with one frame. False when the connection is over.
-    async fn take(&mut self, frame: LeaseMut) -> Result<bool, Fault> {
-        let header = RequestHeader::decode(&mut Decoder::new(&frame))?;
-        let entry = if header.api == ApiKey::Produce {
-            let produced = produce::take(self.broker, self.connection, frame, self.received).await?;
-            return self.push(produced).await;
-        } else {
-            Entry::Request(frame.freeze())
-        };
-        Ok(self.connection.push(entry).await)
-    }
-
-    /// Hands on a request whose batches have their places. False when the connection is over.
-    async fn push(&mut self, produced: Box<Produced>) -> Result<bool, Fault> {
-        if produced.acks == 0 {
-            let failed = produced.first_error();
-            produce::recycle(self.connection, produced);
-            return failed.map_or(Ok(true), |code| Err(Fault::Unanswerable(code)));
-        }
-        Ok(self.connection.push(Entry::Produced(produced)).await)
-    }
-
     /// What comes next, or `None` when the peer has finished.
-    async fn next(&mut self) -> Result<Option<Arrived>, Fault> {
+    async fn next(&mut self) -> Result<Option<Came>, Fault> {
         loop {
             let skipped = self.skip.min(self.filled);
             drop(self.buffer.split_to(skipped));
@@ -147,13 +184,13 @@ impl<'a> Reader<'a> {
                 self.filled -= total;
                 self.last_frame_bytes = total;
                 self.in_private = false;
-                return Ok(Some(Arrived::Frame(self.buffer.split_to(total - PREFIX_BYTES))));
+                return Ok(Some(Came::Frame(self.buffer.split_to(total - PREFIX_BYTES))));
             }
             if let Some(total) = total {
-                self.check_kind(total)?;
+                check_kind(self.broker, &self.buffer[..self.filled], total)?;
                 if let Some(candidate) = self.candidate(total) {
                     match self.receive_in_place(&candidate, total).await? {
-                        Outcome::Taken(produced) => return Ok(Some(Arrived::Produced(produced))),
+                        Outcome::Taken(produced) => return Ok(Some(Came::Produced(produced))),
                         Outcome::Left => return Ok(None),
                         Outcome::GivenUp | Outcome::Refused => continue,
                     }
@@ -161,14 +198,7 @@ impl<'a> Reader<'a> {
             }
             self.make_room(total).await?;
             if self.receive(total).await? == 0 {
-                if self.filled > 0 {
-                    tracing::info!(
-                        "{} left in the middle of a frame: {} of {} bytes had come",
-                        self.connection.describe(),
-                        self.filled,
-                        total.map_or_else(|| "unknown".to_owned(), |t| t.to_string())
-                    );
-                }
+                note_cut_off(self.connection, self.filled, total);
                 return Ok(None);
             }
         }
@@ -179,7 +209,8 @@ impl<'a> Reader<'a> {
         if self.in_private || total < in_place::BATCH_BYTES_MIN || !self.receives_in_place() {
             return None;
         }
-        let candidate = Candidate::look(self.broker, &self.buffer[..self.filled], total);
+        let candidate = Candidate::look(self.broker, &self.buffer[..self.filled], total)
+            .filter(|candidate| candidate.is_mostly_to_come(self.filled));
         // A head that long is none of ours.
         self.in_private = candidate.is_none() && self.filled >= in_place::HEAD_BYTES;
         candidate
@@ -219,18 +250,7 @@ impl<'a> Reader<'a> {
     }
 
     fn receives_in_place(&self) -> bool {
-        self.broker.shard.config().ingress.receives_in_place()
-    }
-
-    /// Asks whether a frame of that size may be what it says it is, as soon as it has said so: before its rest is
-    /// given memory.
-    fn check_kind(&self, total: usize) -> Result<(), Fault> {
-        if let Some(&[high, low]) = self.buffer[..self.filled].get(PREFIX_BYTES..PREFIX_BYTES + 2) {
-            // An API that is not served has the limit of those without records, and is refused when it is whole.
-            let api = ApiKey::from_number(i16::from_be_bytes([high, low])).unwrap_or(ApiKey::ApiVersions);
-            self.broker.config.frames.check_api(api, total - PREFIX_BYTES)?;
-        }
-        Ok(())
+        self.broker.shard.config().ingress.receives() == Receives::InPlace
     }
 
     /// Makes room for the frame under way, or for the next one if that is like the last. A large frame gets memory

@@ -20,11 +20,14 @@ struct Served {
     _home: tempfile::TempDir,
 }
 
-fn served() -> Served {
+/// The ways in that receive large batches where they belong.
+const IN_PLACE: [Ingress; 2] = [Ingress::InPlace, Ingress::Mapped];
+
+fn served(ingress: Ingress) -> Served {
     let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut config = EngineConfig::new(home.path());
     config.cores = Some(topology::usable_cores().unwrap()[..1].to_vec());
-    config.shard.ingress = Ingress::InPlace;
+    config.shard.ingress = ingress;
     let engine = Engine::open(config).unwrap();
     let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
     block_on(engine.create_topic(TOPIC, 2, topic)).unwrap();
@@ -61,7 +64,14 @@ fn assert_holds(client: &mut Client, partition: i32, expected: &[Vec<u8>]) {
 
 #[test]
 fn of_large_batches_only_what_comes_with_their_heads_is_copied() {
-    let served = served();
+    IN_PLACE.into_iter().for_each(|ingress| {
+        let served = served(ingress);
+        of_large_batches_only_what_com_by(&served);
+        served.engine.close().unwrap();
+    });
+}
+
+fn of_large_batches_only_what_com_by(served: &Served) {
     let mut client = served.client();
     // The first frame of a connection is not expected to be large.
     let mut sent = vec![large(0, 200_000)];
@@ -77,12 +87,18 @@ fn of_large_batches_only_what_comes_with_their_heads_is_copied() {
     assert_eq!(in_place + copied, bytes, "every byte went one way or the other");
     assert!(copied <= 59 * HEAD_BYTES, "{copied} of {bytes} bytes were copied");
     assert_holds(&mut client, 0, &sent);
-    served.engine.close().unwrap();
 }
 
 #[test]
 fn small_batches_several_in_a_request_and_large_ones_mix() {
-    let served = served();
+    IN_PLACE.into_iter().for_each(|ingress| {
+        let served = served(ingress);
+        small_batches_several_in_a_req_by(&served);
+        served.engine.close().unwrap();
+    });
+}
+
+fn small_batches_several_in_a_req_by(served: &Served) {
     let mut client = served.client();
     let mut sent = [Vec::new(), Vec::new()];
     for number in 0..40u8 {
@@ -96,12 +112,18 @@ fn small_batches_several_in_a_request_and_large_ones_mix() {
     }
     assert_holds(&mut client, 0, &sent[0]);
     assert_holds(&mut client, 1, &sent[1]);
-    served.engine.close().unwrap();
 }
 
 #[test]
 fn a_producer_that_stalls_in_the_middle_holds_up_nobody() {
-    let served = served();
+    IN_PLACE.into_iter().for_each(|ingress| {
+        let served = served(ingress);
+        a_producer_that_stalls_in_the_by(&served);
+        served.engine.close().unwrap();
+    });
+}
+
+fn a_producer_that_stalls_in_the_by(served: &Served) {
     let (mut slow, mut other) = (served.client(), served.client());
     let mut sent = vec![large(1, 300_000)];
     slow.produce(TOPIC, 0, &sent[0]).unwrap();
@@ -125,12 +147,18 @@ fn a_producer_that_stalls_in_the_middle_holds_up_nobody() {
     slow.produce(TOPIC, 0, sent.last().unwrap()).unwrap();
     assert!(served.counts().1 > before);
     assert_holds(&mut other, 0, &sent);
-    served.engine.close().unwrap();
 }
 
 #[test]
 fn a_rotten_batch_and_a_producer_that_vanishes_leave_no_trace() {
-    let served = served();
+    IN_PLACE.into_iter().for_each(|ingress| {
+        let served = served(ingress);
+        a_rotten_batch_and_a_producer_by(&served);
+        served.engine.close().unwrap();
+    });
+}
+
+fn a_rotten_batch_and_a_producer_by(served: &Served) {
     let mut client = served.client();
     let mut sent = vec![large(1, 300_000)];
     client.produce(TOPIC, 0, &sent[0]).unwrap();
@@ -148,12 +176,18 @@ fn a_rotten_batch_and_a_producer_that_vanishes_leave_no_trace() {
         client.produce(TOPIC, 0, sent.last().unwrap()).unwrap();
     }
     assert_holds(&mut client, 0, &sent);
-    served.engine.close().unwrap();
 }
 
 #[test]
 fn many_producers_of_one_partition_keep_their_orders() {
-    let served = served();
+    IN_PLACE.into_iter().for_each(|ingress| {
+        let served = served(ingress);
+        many_producers_of_one_partitio_by(&served);
+        served.engine.close().unwrap();
+    });
+}
+
+fn many_producers_of_one_partitio_by(served: &Served) {
     let address = served.serving.address();
     std::thread::scope(|scope| {
         for producer in 0..4u8 {
@@ -177,5 +211,4 @@ fn many_producers_of_one_partition_keep_their_orders() {
     });
     let blob = served.client().fetch_all(TOPIC, 0);
     assert_eq!(batches_in(&blob).len(), 160);
-    served.engine.close().unwrap();
 }

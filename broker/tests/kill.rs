@@ -49,13 +49,15 @@ impl Origin {
         (self.mixed(1) % PARTITIONS as u64) as i32
     }
 
-    /// One to four records of up to 200 bytes, each naming its origin.
+    /// One to four records of up to 200 bytes, now and then of 60,000, each naming its origin.
     fn batch(self) -> Vec<u8> {
         let values: Vec<Vec<u8>> = (0..1 + self.mixed(2) % 4)
             .map(|record| {
                 let Origin { kill, connection, sequence } = self;
                 let mut value = format!("{kill}/{connection}/{sequence}/{record} ").into_bytes();
-                value.resize(value.len() + (self.mixed(3 + record) % 200) as usize, b'a' + record as u8);
+                let large = if self.mixed(8).is_multiple_of(16) { 60_000 } else { 0 };
+                let filler = large + (self.mixed(3 + record) % 200) as usize;
+                value.resize(value.len() + filler, b'a' + record as u8);
                 value
             })
             .collect();
@@ -145,8 +147,8 @@ fn check(broker: &Broker, journal: &[Acknowledged]) -> usize {
     origins.len()
 }
 
-fn kill_again_and_again(ack: &str, home: &Path, seed: u64) {
-    let options = ["--ack", ack, "--partitions", "4"];
+fn kill_again_and_again(ack: &str, ingress: &str, home: &Path, seed: u64) {
+    let options = ["--ack", ack, "--ingress", ingress, "--partitions", "4"];
     let mut broker = Broker::start(home, &options);
     let mut epochs = broker.client().epochs(TOPIC);
     assert_eq!(epochs.len() as i32, PARTITIONS);
@@ -204,6 +206,7 @@ fn seed() -> u64 {
 fn what_was_written_survives_ten_kills_under_load() {
     kill_again_and_again(
         "written",
+        "copy",
         tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().path(),
         seed(),
     );
@@ -213,6 +216,18 @@ fn what_was_written_survives_ten_kills_under_load() {
 fn what_was_durable_survives_ten_kills_under_load() {
     kill_again_and_again(
         "durable",
+        "copy",
+        tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().path(),
+        seed(),
+    );
+}
+
+/// Nothing of it was ever written by a call: it was received into the file.
+#[test]
+fn what_was_received_into_the_mapped_file_survives_ten_kills_under_load() {
+    kill_again_and_again(
+        "written",
+        "mapped",
         tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().path(),
         seed(),
     );

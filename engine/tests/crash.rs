@@ -89,8 +89,10 @@ async fn open(rings: &[Ring], config: ShardConfig) -> Vec<Shard> {
 /// A recorded run: appenders with their own mix of sizes and promises, small segments so that it rolls often.
 fn record(seed: u64, mistake: Mistake) -> Run {
     let mut random = fastrand::Rng::with_seed(seed);
-    let ingress =
-        if random.bool() && mistake != Mistake::ReuseMemory { Ingress::Copy } else { Ingress::Buffered };
+    let ingress = match mistake {
+        Mistake::ReuseMemory => Ingress::Buffered,
+        _ => Ingress::ALL[random.usize(..Ingress::ALL.len())],
+    };
     let topic_ack = if random.bool() { Ack::Durable } else { Ack::Written };
     let mutant = if let Mistake::Engine(mutant) = mistake { mutant } else { Mutant::None };
     let world = World::new(seed);

@@ -32,7 +32,7 @@ fn in_bare_worlds<F: Future<Output = ()> + 'static>(play: impl Fn(Ring, Faults) 
 
 /// The same with a shard on an empty directory, by two ways in.
 fn in_worlds<F: Future<Output = ()> + 'static>(play: impl Fn(Ring, Shard, Faults) -> F + Clone + 'static) {
-    for ingress in [Ingress::Copy, Ingress::Buffered] {
+    for &ingress in Ingress::ALL {
         println!("ingress {ingress}");
         let play = play.clone();
         in_bare_worlds(move |ring, faults| {
@@ -370,7 +370,7 @@ fn without_a_way_past_the_page_cache_everything_goes_through_it_and_says_so() {
         faults.refuse_direct(true);
         let config = ShardConfig { egress: Egress::Direct, ..ShardConfig::new("/data") };
         let shard = Shard::open(&main, config.clone()).await.unwrap();
-        assert!(!shard.writes_direct(), "whoever asks is told");
+        assert_eq!(shard.ingress_lacks(), Some("O_DIRECT"), "whoever asks is told");
         let partition = topic(&shard, "t").await;
         for _ in 0..12 {
             append(&main, &partition).await.unwrap();

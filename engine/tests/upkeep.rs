@@ -77,7 +77,7 @@ fn old_segments_go_also_from_an_idle_partition_and_a_reader_keeps_its_bytes() {
 /// batch before, in a block of the file that was still to be written again.
 #[test]
 fn large_batches_are_read_while_they_are_written_and_hardly_anything_is_cached() {
-    for ingress in [Ingress::Copy, Ingress::InPlace, Ingress::Buffered] {
+    for &ingress in Ingress::ALL {
         let world = World::new(1);
         let ring = world.ring(4 * ARENA);
         let main = ring.clone();

@@ -212,6 +212,7 @@ fn run_cells(
             measured.notes.extend(chosen(&before, &measured.server_counters));
             measured.notes.extend(late_copies(&before, &measured.server_counters));
         }
+        measured.notes.extend(ingress_fallback(&before, &measured.server_counters, &cell.row.ingress));
         if cell.row.is_floor() {
             target.borrow_mut().stop()?;
             floors.clear()?;
@@ -348,6 +349,15 @@ fn late_copies(before: &Value, after: &Value) -> Option<String> {
     let (copied, sent) = (grown("copied_bytes")?, grown("sent_bytes")?);
     let percent = 100.0 * copied as f64 / sent.max(1) as f64;
     (copied > 0).then(|| format!("{percent:.0} % of what was sent without a copy the kernel copied late"))
+}
+
+/// The same of the way in.
+fn ingress_fallback(before: &Value, after: &Value, ingress: &str) -> Option<String> {
+    let counted = |counters: &Value, name: &str| counters.get("shard")?.get(name)?.as_u64();
+    let grown = |name: &str| Some(counted(after, name)?.saturating_sub(counted(before, name)?));
+    let (all, others) = (grown("ingress_bytes")?, grown("ingress_fallback_bytes")?);
+    let percent = 100.0 * others as f64 / all.max(1) as f64;
+    (others > 0).then(|| format!("{percent:.0} % came another way than {ingress}"))
 }
 
 impl DataDirectory {

@@ -412,6 +412,7 @@ fn described(counters: &EngineCounters) -> Value {
             "ingress_copied_bytes": counters.shard.ingress_copied_bytes,
             "ingress_in_place_bytes": counters.shard.ingress_in_place_bytes,
             "last_block_copied_bytes": counters.shard.last_block_copied_bytes,
+            "ingress_fallback_bytes": counters.shard.ingress_fallback_bytes,
             "tail_cache_bytes": counters.shard.tail_cache_bytes,
             "system_calls": ring.system_calls,
             "submissions": ring.submissions,

@@ -10,6 +10,8 @@ use crate::types::{Epoch, Offset, Timestamp};
 
 /// The bytes before the first record.
 pub const BATCH_HEADER_BYTES: usize = 61;
+/// Where in a batch its checksum begins to count. Without what lies before, the rest is no batch.
+pub const BATCH_CRC_FROM: usize = at::ATTRIBUTES;
 
 /// What the length field does not count: base offset (8 bytes) and itself (4 bytes).
 pub const LENGTH_OVERHEAD: u32 = 12;

@@ -35,8 +35,8 @@ mod time_index;
 mod watermarks;
 
 pub use batch::{
-    BATCH_HEADER_BYTES, BatchError, BatchHeader, LENGTH_OVERHEAD, check_produced, check_produced_in_parts,
-    check_stored, stamp, stamp_append_time,
+    BATCH_CRC_FROM, BATCH_HEADER_BYTES, BatchError, BatchHeader, LENGTH_OVERHEAD, check_produced,
+    check_produced_in_parts, check_stored, stamp, stamp_append_time,
 };
 pub use build::BatchBuilder;
 pub use checkpoint::{

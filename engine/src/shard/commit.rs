@@ -17,7 +17,7 @@ use super::reserve_file::is_full;
 use super::stages::Stage;
 use crate::log::{EpochOwner, Ext, LogPoint};
 use crate::sys::{File, OpenOptions, is_passing};
-use crate::transfer::{WriteData, WriteUnit, join, join_writes};
+use crate::transfer::{Need, WriteData, WriteUnit, join, join_writes};
 use crate::types::{Offset, Position};
 
 /// The durable end is handed to the checkpoint each time it has moved this far (and at each roll).
@@ -235,10 +235,29 @@ async fn write_all(
             }
             Ok((at, WriteData::One(lease)))
         }
+        WriteData::Stored(gather) => {
+            let (mut position, mut gather) = (at, gather);
+            while gather.bytes() > 0 {
+                let (result, mut rest) = ring.store_gather(file, position.0, gather).await;
+                match result {
+                    Ok(0) => return Err(none(position.0)),
+                    Ok(stored) => {
+                        rest.advance(stored);
+                        position = position.plus(stored as u64);
+                    }
+                    Err(error) => wait_to_write(partition, segment, position, error).await?,
+                }
+                gather = rest;
+            }
+            Ok((at, WriteData::Stored(gather)))
+        }
         WriteData::Many(gather) => {
             let (mut position, mut gather) = (at, gather);
             while gather.bytes() > 0 {
-                let (result, mut rest) = ring.write_gather(file, position.0, gather).await;
+                let (result, mut rest) = match partition.0.common.uncached_writes() {
+                    true => ring.write_gather_uncached(file, position.0, gather).await,
+                    false => ring.write_gather(file, position.0, gather).await,
+                };
                 match result {
                     Ok(0) => return Err(none(position.0)),
                     Ok(written) => {
@@ -415,6 +434,7 @@ fn next_dirty(partition: &Partition, target: LogPoint) -> Option<(Offset, File, 
 enum Chore {
     Prepare { segment: Offset, to: Position },
     Finish { segment: Offset },
+    Map { segment: Offset, at: Position, bytes: usize },
 }
 
 async fn upkeep_loop(partition: &Partition) {
@@ -431,6 +451,7 @@ async fn upkeep_loop(partition: &Partition) {
                 Err(e) => Err(e),
             },
             Some(Chore::Finish { segment }) => finish_segment(partition, segment).await,
+            Some(Chore::Map { segment, at, bytes }) => map_window(partition, segment, at, bytes).await,
         };
         partition.0.chore_under_way.set(false);
         // Who drains waits for this: two who finish one segment would share its temporary files.
@@ -457,6 +478,11 @@ fn next_chore(partition: &Partition) -> Option<Chore> {
     if let Some(to) = log.next_preparation(end.position) {
         return Some(Chore::Prepare { segment: end.segment, to });
     }
+    if let Need::Window { segment, at, bytes } = partition.0.staged.borrow().need_ahead(end)
+        && at < window_limit(partition)
+    {
+        return Some(Chore::Map { segment, at, bytes });
+    }
     let durable = log.durable();
     let files = partition.0.files.borrow();
     let due = files.iter().find(|f| !f.finished && f.base < durable.segment)?;
@@ -480,6 +506,55 @@ async fn prepare(partition: &Partition, segment: Offset, file: &File, to: Positi
         log.set_prepared(to);
     }
     Ok(())
+}
+
+/// Maps `bytes` of `segment` at `at`, or as much of that as the segment may become, for the stage.
+async fn map_window(partition: &Partition, segment: Offset, at: Position, bytes: usize) -> io::Result<()> {
+    let generation = partition.generation();
+    let file = partition.writer(segment).await?;
+    let (limit, end) = (window_limit(partition), at.plus(bytes as u64));
+    // A batch that is larger than a segment may be is an exception there as well.
+    let end = if at < limit { end.min(limit) } else { end };
+    prepare(partition, segment, &file, end).await?;
+    let ring = &partition.0.common.ring;
+    let window = match ring.map_window(&file, at.0, end.since(at) as usize).await {
+        Ok(window) => window,
+        Err(error) => {
+            // A file that somebody has cut is no bad address of ours.
+            ring.check_window(&file, end.0, &[])?;
+            return Err(error);
+        }
+    };
+    let start = partition.0.log.borrow().log_end();
+    if start.segment == segment && partition.generation() == generation {
+        partition.0.staged.borrow_mut().supply_window(start, at, window);
+    }
+    Ok(())
+}
+
+/// Segments are not mapped beyond where they are sealed.
+fn window_limit(partition: &Partition) -> Position {
+    Position(partition.0.config.log.segment_bytes_max.next_multiple_of(crate::log::PREPARATION_BLOCK))
+}
+
+impl Partition {
+    /// Maps the end of the active segment for an append that needs it now.
+    pub(super) async fn open_window(
+        &self,
+        segment: Offset,
+        at: Position,
+        bytes: usize,
+    ) -> Result<(), AppendError> {
+        map_window(self, segment, at, bytes).await.map_err(|error| {
+            let path = self.0.files.borrow().path(segment, Ext::Log);
+            let words = format!("mapping {} from position {at} on: {error}", path.display());
+            match (is_full(&error), is_passing(&error)) {
+                (true, _) => AppendError::DiskFull(words),
+                (false, true) => AppendError::Exhausted(words),
+                (false, false) => self.fail(words),
+            }
+        })
+    }
 }
 
 /// A sealed segment is durable: its indexes are written and its room is given back. One with rot in it gets none: a

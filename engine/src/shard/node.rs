@@ -39,6 +39,8 @@ pub struct Node {
     pub(super) flushes: Flushes,
     /// Whether the file system takes writes past the page cache.
     pub(super) direct_offered: bool,
+    /// Whether it takes writes that leave the page cache at once; asked only where the ingress strategy wants them.
+    pub(super) uncached_offered: bool,
     /// As it was found, less what was being deleted.
     pub(super) registry: TopicRegistry,
     /// Its topics.
@@ -92,6 +94,15 @@ impl Node {
                 "this kernel has no zero-copy sends (they came with Linux 6.0): egress {egress} copies"
             );
         }
+        let uncached_offered =
+            config.ingress.is_uncached() && offers_uncached(ring, &dir.join(LOCK_FILE)).await?;
+        if config.ingress.is_uncached() && !uncached_offered {
+            tracing::warn!(
+                "{}: kernel or file system know no RWF_DONTCACHE; what ingress {} writes stays in the page cache",
+                dir.display(),
+                config.ingress
+            );
+        }
         let flushes = ring.flushes(&dir).await?;
         if let Flushes::ReachBut(words) = &flushes {
             tracing::warn!("{words}");
@@ -140,6 +151,7 @@ impl Node {
             identity,
             clean,
             direct_offered,
+            uncached_offered,
             flushes,
             registry,
             topics,
@@ -255,6 +267,11 @@ async fn offers_direct(ring: &Ring, lock: &Path) -> io::Result<bool> {
         Err(error) if is_passing(&error) => Err(error),
         opened => Ok(opened.is_ok()),
     }
+}
+
+async fn offers_uncached(ring: &Ring, lock: &Path) -> io::Result<bool> {
+    let file = ring.open(lock, OpenOptions { write: true, ..OpenOptions::default() }).await?;
+    ring.takes_uncached(&file).await
 }
 
 /// A checkpoint is a help, not evidence: one that cannot be read is as good as none, and said so.

@@ -308,6 +308,7 @@ impl Partition {
                     self.0.staged.borrow_mut().supply(memory);
                 }
                 Need::Block(position) => self.prime(position).await?,
+                Need::Window { segment, at, bytes } => self.open_window(segment, at, bytes).await?,
             }
         }
     }
@@ -371,6 +372,9 @@ impl Partition {
         received: Moment,
         now: Moment,
     ) -> Ticket {
+        if self.0.common.ingress_lacks().is_some() {
+            self.0.common.transfers.note_ingress_fallback(bytes);
+        }
         self.0.common.stages.note(Stage::Accept, now.nanos_since(received));
         self.0.unwritten_bytes.set(self.0.unwritten_bytes.get() + bytes);
         let ack = ack.unwrap_or(self.0.config.ack);
@@ -417,8 +421,7 @@ impl Partition {
     /// See [`TruncateError`].
     pub async fn truncate_to(&self, to: Offset) -> Result<Offset, TruncateError> {
         // Nobody is given a place in the log meanwhile, and nobody prepares room in a file that is about to be replaced.
-        let turn = self.take_turn();
-        turn.comes().await;
+        let _turn = self.without_receivers().await;
         let _cutting = Cutting::new(self);
         self.quiesce().await?;
         let marks = self.marks();
@@ -466,6 +469,7 @@ impl Partition {
     /// # Errors
     /// See [`TruncateError`].
     pub async fn reset_to(&self, offset: Offset) -> Result<(), TruncateError> {
+        let _turn = self.without_receivers().await;
         self.quiesce().await?;
         let removed = self.0.log.borrow_mut().reset_to(offset);
         self.moved(&removed);
@@ -541,6 +545,17 @@ impl Partition {
         self.0.ack_waiters.wake_all();
         self.wake_watchers();
         self.0.room_waiters.wake_all();
+    }
+
+    /// Where connections receive into the file itself, waits until none does, and keeps them from it for as long as the turn
+    /// is held: what they receive later would else lie in the log that goes on at the cut.
+    async fn without_receivers(&self) -> Option<Turn> {
+        if !self.0.common.config.ingress.receives_into_file() {
+            return None;
+        }
+        let turn = self.take_turn();
+        turn.comes().await;
+        Some(turn)
     }
 
     /// Waits until everything accepted is written and flushed.

@@ -10,9 +10,9 @@ use super::config::Timestamps;
 use super::errors::AppendError;
 use super::partition::Partition;
 use super::turns::Turn;
-use crate::log::{self, BATCH_HEADER_BYTES, BatchHeader};
+use crate::log::{self, BATCH_HEADER_BYTES, BatchHeader, Ext};
 use crate::sys::Moment;
-use crate::transfer::Slot;
+use crate::transfer::{Receives, Slot};
 
 /// See the module's words.
 pub struct Reservation {
@@ -24,11 +24,12 @@ pub struct Reservation {
 }
 
 impl Partition {
-    /// Whether batches can be received in place: the strategy does, and they are not stamped with the log's own time,
-    /// which is checksummed.
+    /// Whether the tail can be reserved for batches that are received: the strategy does that, and they are not stamped
+    /// with the log's own time, which is checksummed.
     #[must_use]
-    pub fn receives_in_place(&self) -> bool {
-        self.0.common.config.ingress.receives_in_place() && self.0.config.timestamps == Timestamps::Create
+    pub fn takes_reservations(&self) -> bool {
+        let reserves = self.0.common.config.ingress.receives() != Receives::Private;
+        reserves && self.0.config.timestamps == Timestamps::Create
     }
 
     /// Reserves the tail for a batch with that header, when everybody who came before has appended.
@@ -36,7 +37,7 @@ impl Partition {
     /// # Errors
     /// As [`Partition::append`].
     pub async fn reserve(&self, header: &BatchHeader) -> Result<Reservation, AppendError> {
-        assert!(self.receives_in_place(), "{self} does not receive in place");
+        assert!(self.takes_reservations(), "{self} takes no reservations");
         let turn = self.take_turn();
         turn.comes().await;
         self.make_room(header).await?;
@@ -58,14 +59,37 @@ impl Reservation {
         self.turn.is_contested(waker)
     }
 
-    /// Appends the batch in the slot, of which [`log::check_produced_in_parts`] found nothing wrong. `stated_bytes` of it
-    /// were copied there. For the rest as [`Partition::append`].
+    /// When that is `in_doubt`, whether the memory of the slot is still what it was: where it is the file's own, another process may have cut the
+    /// file, and what was received is nowhere. Then the partition takes no more appends.
+    ///
+    /// # Errors
+    /// [`AppendError::Failed`], with what happened.
+    pub fn check_file_if(&self, in_doubt: bool) -> Result<(), AppendError> {
+        let partition = &self.partition;
+        if !in_doubt || !partition.0.common.config.ingress.receives_into_file() || !self.is_current() {
+            return Ok(());
+        }
+        let start = partition.0.log.borrow().log_end();
+        let slot = self.slot.as_ref().expect("it goes back last");
+        let end = start.position.0 + slot.parts().map(|part| part.len() as u64).sum::<u64>();
+        let writer = partition.0.files.borrow().get(start.segment).and_then(|f| f.writer.clone());
+        let checked = writer.map_or(Ok(()), |file| partition.0.common.ring.check_window(&file, end, &[]));
+        checked.map_err(|error| {
+            let path = partition.0.files.borrow().path(start.segment, Ext::Log);
+            partition.fail(format!("receiving at position {} of {}: {error}", start.position, path.display()))
+        })
+    }
+
+    /// Appends the batch in the slot, of which [`log::check_produced_in_parts`] found nothing wrong; `head` is its header,
+    /// of which the slot need not have what lies before [`log::BATCH_CRC_FROM`]. `stated_bytes` of it were copied there. For
+    /// the rest as [`Partition::append`].
     ///
     /// # Errors
     /// See [`AppendError`]; nothing was appended.
     pub fn commit(
         mut self,
         header: &BatchHeader,
+        head: &[u8; BATCH_HEADER_BYTES],
         ack: Option<Ack>,
         received: Moment,
         stated_bytes: u64,
@@ -78,13 +102,7 @@ impl Reservation {
         let common = &partition.0.common;
         let placement = partition.0.log.borrow_mut().append_local(header, common.ring.wall_clock());
         let mut slot = self.slot.take().expect("it goes back last");
-        let mut head = [0; BATCH_HEADER_BYTES];
-        let mut filled = 0;
-        for part in slot.parts() {
-            let fits = part.len().min(head.len() - filled);
-            head[filled..filled + fits].copy_from_slice(&part[..fits]);
-            filled += fits;
-        }
+        let mut head = *head;
         log::stamp(&mut head, placement.start.offset, placement.epoch);
         slot.write(0, &head);
         let now = common.ring.now();

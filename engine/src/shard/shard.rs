@@ -23,7 +23,7 @@ use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
 use crate::sys::{ArenaUse, Flushes, Ring, RingCounters, ZeroCopyUse};
-use crate::transfer::{Calibration, Egress, Piece, SharedPiece, Staged, Transfers};
+use crate::transfer::{Calibration, Egress, Piece, Receives, SharedPiece, Staged, Transfers};
 use crate::types::{PartitionId, ShardId, TopicId};
 
 /// One core's worth of the engine. Cheap to clone; never leaves its thread.
@@ -109,6 +109,8 @@ pub struct ShardCounters {
     pub ingress_in_place_bytes: u64,
     /// Bytes of shared last blocks, copied to be written.
     pub last_block_copied_bytes: u64,
+    /// Of these, bytes that did not go the way of the ingress strategy, because this host does not offer it.
+    pub ingress_fallback_bytes: u64,
     /// Between this shard and others.
     pub lanes: LaneCounters,
 }
@@ -136,6 +138,14 @@ impl Shard {
         config: ShardConfig,
         node: Arc<Node>,
     ) -> Result<Shard, OpenError> {
+        if config.ingress.receives() == Receives::Provided
+            && let Err(error) = ring.prepare_incoming()
+        {
+            return Err(OpenError::Refused(format!(
+                "ingress {} is not offered here: {error}",
+                config.ingress
+            )));
+        }
         let common = Rc::new(Common {
             ring: ring.clone(),
             id,
@@ -355,6 +365,7 @@ impl Shard {
             ingress_copied_bytes: common.transfers.ingress_copied_bytes.get(),
             ingress_in_place_bytes: common.transfers.ingress_in_place_bytes.get(),
             last_block_copied_bytes: common.transfers.last_block_copied_bytes.get(),
+            ingress_fallback_bytes: common.transfers.ingress_fallback_bytes.get(),
             lanes: common.lanes.counters(),
         }
     }
@@ -365,10 +376,10 @@ impl Shard {
         self.0.common.node.flushes()
     }
 
-    /// Whether batches really pass by the page cache, where the ingress strategy wants that.
+    /// What the ingress strategy wants and does not get here, if anything.
     #[must_use]
-    pub fn writes_direct(&self) -> bool {
-        self.0.common.direct_writes()
+    pub fn ingress_lacks(&self) -> Option<&'static str> {
+        self.0.common.ingress_lacks()
     }
 
     /// Whether a graceful stop was asked for.
@@ -462,6 +473,22 @@ impl Common {
 
     pub(super) fn direct_writes(&self) -> bool {
         self.config.ingress.is_direct() && self.node.direct_offered
+    }
+
+    pub(super) fn uncached_writes(&self) -> bool {
+        self.config.ingress.is_uncached() && self.node.uncached_offered
+    }
+
+    pub(super) fn ingress_lacks(&self) -> Option<&'static str> {
+        let ingress = self.config.ingress;
+        match (
+            ingress.is_direct() && !self.node.direct_offered,
+            ingress.is_uncached() && !self.node.uncached_offered,
+        ) {
+            (true, _) => Some("O_DIRECT"),
+            (_, true) => Some("RWF_DONTCACHE"),
+            (false, false) => None,
+        }
     }
 
     pub(super) fn register(&self, partition: &Partition) {

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam::queue::{ArrayQueue, SegQueue};
 
+use super::write_map::WriteMap;
+
 /// Sizes of the blocks that leases are cut from, smallest first.
 pub const BLOCK_CLASSES: [usize; 8] =
     [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
@@ -84,8 +86,16 @@ struct Block {
     leases: AtomicU32,
     /// Of these, leases that are lent.
     lent: AtomicU32,
-    /// Keeps the arena's memory mapped while the block is leased: a strong count of this `Arc`.
-    home: *const Shared,
+    home: Home,
+}
+
+/// Where a block goes when its last lease is gone.
+#[derive(Clone, Copy)]
+enum Home {
+    /// Back to its arena, whose memory is kept mapped while the block is leased by a strong count of this `Arc`.
+    Arena(*const Shared),
+    /// It is the window's only block: unmapped with it.
+    Window(*const Window),
 }
 
 #[derive(Clone, Copy)]
@@ -162,9 +172,9 @@ impl Arena {
         let header = unsafe { block.0.as_ref() };
         let before = header.leases.swap(1, Ordering::Relaxed);
         assert_eq!(before, 0, "a block in the free list had {before} leases");
-        // SAFETY: `home` is the `Arc` behind `self.shared`, which is alive here; the count taken now is given
-        // back by the last lease on this block.
-        unsafe { Arc::increment_strong_count(header.home) };
+        // SAFETY: the home of this arena's blocks is the `Arc` behind `self.shared`, which is alive here; the count taken
+        // now is given back by the last lease on this block.
+        unsafe { Arc::increment_strong_count(Arc::as_ptr(&self.shared)) };
         let block_bytes = BLOCK_CLASSES[class];
         self.shared.leased_bytes.fetch_add(block_bytes as u64, Ordering::Relaxed);
         Some(LeaseMut { block, start: 0, end: block_bytes as u32 })
@@ -195,7 +205,7 @@ impl Arena {
     pub(crate) fn adopt(&self, mut chunk: Chunk, bytes: usize, fixed: Option<u16>) {
         let class = class_of(bytes).expect("a chunk was mapped for a class that exists");
         let block_bytes = BLOCK_CLASSES[class];
-        let home = Arc::as_ptr(&self.shared);
+        let home = Home::Arena(Arc::as_ptr(&self.shared));
         let block_at = |index: usize| Block {
             // SAFETY: `index * block_bytes` lies within the chunk, which is one mapping.
             base: unsafe { chunk.base.add(index * block_bytes) },
@@ -339,10 +349,13 @@ impl BlockRef {
         unsafe { self.0.as_ref() }
     }
 
-    /// The arena it belongs to.
-    fn home(&self) -> &Shared {
-        // SAFETY: the lease that holds this holds a strong count of `Shared`, taken by `try_lease`.
-        unsafe { &*self.header().home }
+    /// The arena it belongs to, if it is no window.
+    fn arena(&self) -> Option<&Shared> {
+        match self.header().home {
+            // SAFETY: the lease that holds this holds a strong count of `Shared`, taken by `try_lease`.
+            Home::Arena(home) => Some(unsafe { &*home }),
+            Home::Window(_) => None,
+        }
     }
 
     fn acquire(self) -> BlockRef {
@@ -357,13 +370,26 @@ impl BlockRef {
             return;
         }
         std::sync::atomic::fence(Ordering::Acquire);
-        let (home, class) = (header.home, header.class as usize);
+        let class = header.class as usize;
+        let home = match header.home {
+            Home::Arena(home) => home,
+            // SAFETY: the last lease is gone, and nothing else names the window that was made into leases.
+            Home::Window(window) => return unsafe { Window::retire(window.cast_mut()) },
+        };
         // SAFETY: the strong count taken by `try_lease` is still held, so `home` is alive.
         let shared = unsafe { &*home };
         shared.leased_bytes.fetch_sub(BLOCK_CLASSES[class] as u64, Ordering::Relaxed);
         shared.give_back(class, self);
         // SAFETY: gives back the count taken by `try_lease`; neither `shared` nor `self` is used afterwards.
         unsafe { Arc::decrement_strong_count(home) };
+    }
+
+    fn window(&self) -> Option<&Window> {
+        match self.header().home {
+            Home::Arena(_) => None,
+            // SAFETY: a window lives until its last lease is gone, and this is one.
+            Home::Window(window) => Some(unsafe { &*window }),
+        }
     }
 
     fn pointer(&self, start: u32) -> *mut u8 {
@@ -486,17 +512,24 @@ impl Lease {
         self.block.fixed()
     }
 
+    /// Whether this is memory of a file of which something is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.block.window().is_some_and(|window| window.mapping.is_lost())
+    }
+
     /// The registered buffer that covers it, if it is `arena`'s: indexes of another ring's mean nothing to this one.
     pub(crate) fn fixed_in(&self, arena: &Arena) -> Option<u16> {
-        let home = std::ptr::eq(self.block.header().home, Arc::as_ptr(&arena.shared));
+        let home = self.block.arena().is_some_and(|home| std::ptr::eq(home, &raw const *arena.shared));
         if home { self.block.fixed() } else { None }
     }
 
     /// A second lease on the same bytes, to be held by the kernel; `None` when as much of its arena is lent as may be. A
     /// block counts once, whole, however many sends read from it: that is what they keep from being used again.
     pub(crate) fn lend(&self) -> Option<LentLease> {
+        // Memory of a file is none of ours to lend: it may be taken away.
+        let shared = self.block.arena()?;
         let lent = LentLease(self.clone());
-        let (header, shared) = (lent.0.block.header(), lent.0.block.home());
+        let header = lent.0.block.header();
         let block_bytes = lent.0.block_bytes() as u64;
         if header.lent.fetch_add(1, Ordering::Relaxed) > 0 {
             return Some(lent);
@@ -519,8 +552,47 @@ impl Drop for LentLease {
     fn drop(&mut self) {
         if self.0.block.header().lent.fetch_sub(1, Ordering::Relaxed) == 1 {
             let block_bytes = self.0.block_bytes() as u64;
-            self.0.block.home().lent_bytes.fetch_sub(block_bytes, Ordering::Relaxed);
+            let shared = self.0.block.arena().expect("only an arena's memory is lent");
+            shared.lent_bytes.fetch_sub(block_bytes, Ordering::Relaxed);
         }
+    }
+}
+
+/// A mapping made into leases: unmapped when the last of them is gone.
+pub(crate) struct Window {
+    block: Block,
+    mapping: WriteMap,
+    unmap: Box<dyn Fn(WriteMap) + Send + Sync>,
+}
+
+impl Window {
+    /// All of a mapping as one lease; `unmap` gets it when it is not used any more.
+    pub(crate) fn lease(mapping: WriteMap, unmap: Box<dyn Fn(WriteMap) + Send + Sync>) -> LeaseMut {
+        let bytes = mapping.bytes();
+        let class = class_of(bytes).expect("no window is larger than the largest lease");
+        let block = Block {
+            base: mapping.base(),
+            class: class as u8,
+            fixed: AtomicU32::new(u32::MAX),
+            leases: AtomicU32::new(1),
+            lent: AtomicU32::new(0),
+            home: Home::Arena(std::ptr::null()),
+        };
+        let window = Box::into_raw(Box::new(Window { block, mapping, unmap }));
+        // SAFETY: the box was just given up, so it lives until `retire` takes it again, and nobody else knows it yet.
+        let block = unsafe {
+            (*window).block.home = Home::Window(window);
+            BlockRef(NonNull::from(&(*window).block))
+        };
+        LeaseMut { block, start: 0, end: bytes as u32 }
+    }
+
+    /// # Safety
+    /// `window` came from [`Window::lease`], and no lease on it is left.
+    unsafe fn retire(window: *mut Window) {
+        // SAFETY: as promised by the caller.
+        let Window { mapping, unmap, .. } = *unsafe { Box::from_raw(window) };
+        unmap(mapping);
     }
 }
 

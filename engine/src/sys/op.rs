@@ -16,12 +16,14 @@ use super::arena::{Chunk, Lease, LeaseMut};
 use super::clock::Moment;
 use super::flushes::Flushes;
 use super::gather::Gather;
+use super::incoming::Arrived;
 use super::lending::{Loan, Unreleased};
 use super::map::{FileMap, Mapping};
 use super::pages::FreshPages;
 use super::pipe::Pipe;
 use super::sim::{SimFile, SimListener, SimLock, SimSocket};
 use super::uring::OsHandle;
+use super::write_map::WriteMap;
 
 /// A file, open on one shard's ring. Clones share it; it is closed when the last clone and operation are gone.
 #[derive(Clone)]
@@ -115,6 +117,11 @@ pub(crate) enum Request {
         into: LeaseMut,
         all: bool,
     },
+    /// Completes with the next bytes of a stream, in a buffer that was provided; with `ENOBUFS` when there is none.
+    RecvProvided {
+        socket: Socket,
+        stream: u32,
+    },
     /// Completes when everything is queued, or with an error.
     Send {
         socket: Socket,
@@ -146,10 +153,12 @@ pub(crate) enum Request {
         at: u64,
         from: Lease,
     },
+    /// `uncached`: what is written leaves the page cache once it is on the disk.
     WriteGather {
         file: File,
         at: u64,
         from: Gather,
+        uncached: bool,
     },
     /// Reads into memory that is used for this once.
     ReadPages {
@@ -265,6 +274,12 @@ pub(crate) enum Job {
     },
     /// Unmaps pages that an operation has used.
     UnmapPages(#[allow(dead_code, reason = "held for its drop")] FreshPages),
+    /// Maps `[at, at + bytes)`, shared, and touches it for writing.
+    MapWindow {
+        at: u64,
+        bytes: usize,
+    },
+    UnmapWindow(WriteMap),
     /// Closes a descriptor whose last close may take long (an unlinked segment).
     Close(std::os::fd::OwnedFd),
 }
@@ -280,6 +295,7 @@ pub(crate) enum Reply {
         copied: bool,
     },
     Socket(Socket),
+    Arrived(Arrived),
     /// A descriptor that a helper opened; the ring that asked turns it into a [`File`].
     Opened {
         fd: std::os::fd::OwnedFd,
@@ -296,6 +312,7 @@ pub(crate) enum Reply {
     Mapped(Arc<Mapping>),
     Map(FileMap),
     Pages(FreshPages),
+    Window(WriteMap),
 }
 
 /// One answer of the world.

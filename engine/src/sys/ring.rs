@@ -4,7 +4,7 @@
 //! handles) from submission to completion, whatever becomes of the future that waits for it. Which world carries
 //! the request out, the kernel or the simulated one, is one branch in `Driver`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -18,7 +18,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::BLOCK_BYTES;
-use super::arena::{Arena, BLOCK_CLASSES, Chunk, Lease, LeaseMut, class_of};
+use super::arena::{Arena, BLOCK_CLASSES, Chunk, Lease, LeaseMut, Window, class_of};
 use super::capabilities::Capabilities;
 use super::clock::Moment;
 use super::flushes::Flushes;
@@ -81,6 +81,52 @@ struct Inner {
 pub(crate) enum Driver {
     Uring(Uring),
     Sim(SimDriver),
+}
+
+impl Driver {
+    pub(super) fn prepare_incoming(&mut self) -> io::Result<()> {
+        match self {
+            Driver::Uring(uring) => uring.prepare_incoming(),
+            Driver::Sim(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn begin_stream(&mut self, socket: &Socket) -> u32 {
+        match self {
+            Driver::Uring(uring) => uring.begin_stream(),
+            Driver::Sim(sim) => sim.begin_stream(socket),
+        }
+    }
+
+    pub(super) fn end_stream(&mut self, stream: u32) {
+        match self {
+            Driver::Uring(uring) => uring.end_stream(stream),
+            Driver::Sim(_) => {}
+        }
+    }
+
+    fn streams_under_way(&self) -> usize {
+        match self {
+            Driver::Uring(uring) => uring.streams_under_way(),
+            Driver::Sim(_) => 0,
+        }
+    }
+
+    /// Buffers that wait for bytes.
+    pub(super) fn provided(&self) -> usize {
+        match self {
+            Driver::Uring(uring) => uring.provided(),
+            Driver::Sim(sim) => sim.provided(),
+        }
+    }
+
+    /// Adds one, or gives it back when there are as many as there may be.
+    pub(super) fn provide(&mut self, buffer: LeaseMut) -> Option<LeaseMut> {
+        match self {
+            Driver::Uring(uring) => uring.provide(buffer),
+            Driver::Sim(sim) => sim.provide(buffer),
+        }
+    }
 }
 
 /// Somebody who waits for memory, counted while it lives.
@@ -836,10 +882,78 @@ impl Ring {
 
     /// Writes all leases of `from` at `at`, in order. May write fewer bytes.
     pub async fn write_gather(&self, file: &File, at: u64, from: Gather) -> Done<Gather> {
-        match self.submit(Request::WriteGather { file: file.clone(), at, from }).await {
+        self.write_gather_request(file, at, from, false).await
+    }
+
+    /// The same, and what is written leaves the page cache as soon as it is on the disk. Where kernel or
+    /// file system cannot, an error: ask [`Ring::takes_uncached`] before.
+    pub async fn write_gather_uncached(&self, file: &File, at: u64, from: Gather) -> Done<Gather> {
+        self.write_gather_request(file, at, from, true).await
+    }
+
+    /// Whether `file` takes writes that leave the page cache. Asked by writing nothing: the flag is looked at first.
+    ///
+    /// # Errors
+    /// What the kernel said, if it was anything else.
+    pub async fn takes_uncached(&self, file: &File) -> io::Result<bool> {
+        match self.write_gather_uncached(file, 0, Gather::new()).await.0 {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn write_gather_request(&self, file: &File, at: u64, from: Gather, uncached: bool) -> Done<Gather> {
+        match self.submit(Request::WriteGather { file: file.clone(), at, from, uncached }).await {
             (result, Request::WriteGather { from, .. }, _) => (result.map(|n| n as usize), from),
             _ => unreachable!("an operation gives back its own request"),
         }
+    }
+
+    /// Memory that is `[at, at + bytes)` of `file`, in whole pages, all of them there: what is put into it is in the page
+    /// cache. Mapped and touched on a helper. Nobody may cut the file meanwhile; when somebody does all the same,
+    /// [`Ring::store_gather`] says so.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn map_window(&self, file: &File, at: u64, bytes: usize) -> io::Result<LeaseMut> {
+        match self.help(Job::MapWindow { at, bytes }, Some(file.clone())).await? {
+            Reply::Window(mapping) => {
+                let unmap = match &*self.driver() {
+                    Driver::Uring(uring) => uring.unmapper(),
+                    Driver::Sim(_) => Box::new(drop),
+                };
+                Ok(Window::lease(mapping, unmap))
+            }
+            _ => unreachable!("mapping a window replies with it"),
+        }
+    }
+
+    /// What was put into windows of `file` at `at`, in order, counts as written from here on. As
+    /// [`Ring::write_gather`] in the simulated world, whose files cannot be mapped.
+    pub async fn store_gather(&self, file: &File, at: u64, from: Gather) -> Done<Gather> {
+        if self.is_simulated() {
+            return self.write_gather(file, at, from).await;
+        }
+        let bytes = from.bytes();
+        let checked = self.check_window(file, at + bytes as u64, from.leases());
+        (checked.map(|()| bytes), from)
+    }
+
+    /// Whether `file` still has all of what lies in `leases` of windows on it, which end at `end`.
+    ///
+    /// # Errors
+    /// That it has not, with numbers.
+    pub fn check_window(&self, file: &File, end: u64, leases: &[Lease]) -> io::Result<()> {
+        let Driver::Uring(uring) = &mut *self.driver() else { return Ok(()) };
+        let there = uring.file_bytes(file)?;
+        if there < end || leases.iter().any(Lease::is_lost) {
+            let message = format!(
+                "it was cut by somebody else while it was mapped: {there} bytes are there, it was in use up to {end}"
+            );
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+        }
+        Ok(())
     }
 
     /// Makes every write of `file` that completed before this call survive power loss.
@@ -1231,7 +1345,11 @@ impl Ring {
         }
     }
 
-    fn submit(&self, request: Request) -> Op<'_> {
+    pub(super) fn driver(&self) -> RefMut<'_, Driver> {
+        self.0.driver.borrow_mut()
+    }
+
+    pub(super) fn submit(&self, request: Request) -> Op<'_> {
         Op { ring: self, stage: Stage::New(Some(request)) }
     }
 
@@ -1264,7 +1382,7 @@ impl Ring {
     /// Operations that the world has not answered yet.
     #[must_use]
     pub fn operations_in_flight(&self) -> usize {
-        self.count_slots(|_| true)
+        self.count_slots(|_| true) + self.driver().streams_under_way()
     }
 
     /// Slots in such states, of those that the world still uses.
@@ -1332,7 +1450,7 @@ impl Slots {
 }
 
 /// An operation under way. Dropping it asks the world to cancel; the memory stays with the slot until it answers.
-struct Op<'a> {
+pub(super) struct Op<'a> {
     ring: &'a Ring,
     stage: Stage,
 }

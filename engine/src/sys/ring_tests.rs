@@ -290,3 +290,118 @@ fn splices_that_wait_have_few_workers() {
     });
     ring.shut_down();
 }
+
+/// A connected pair: one end on the ring, the other an ordinary socket.
+async fn pair(ring: &Ring) -> (Socket, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (ring.adopt_stream(listener.accept().unwrap().0).unwrap(), stream)
+}
+
+/// The value of byte `at` of a stream.
+fn nth(at: usize) -> u8 {
+    (at % 251) as u8
+}
+
+fn write_on_a_thread(mut stream: std::net::TcpStream, bytes: usize) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let all: Vec<u8> = (0..bytes).map(nth).collect();
+        // Fails where the other end is given up.
+        let _ = std::io::Write::write_all(&mut stream, &all);
+    })
+}
+
+async fn assert_comes(incoming: &mut Incoming, bytes: usize) {
+    let mut at = 0;
+    while let Some(arrived) = incoming.next().await.unwrap() {
+        let expected: Vec<u8> = (at..at + arrived.bytes().len()).map(nth).collect();
+        assert!(arrived.bytes() == expected, "bytes from {at} on");
+        at += expected.len();
+    }
+    assert_eq!(at, bytes);
+}
+
+#[test]
+fn streams_come_whole_in_provided_buffers_also_when_there_are_fewer_buffers_than_streams() {
+    const BYTES: usize = 5_000_000;
+    // Room for 16 buffers in all: half of what the table holds, and fewer than there are streams.
+    let ring = Ring::of_kernel(&UringOptions::default(), 16 * PROVIDED_BYTES as u64).unwrap();
+    ring.prepare_incoming().unwrap();
+    let (main, left) = (ring.clone(), Rc::new(Cell::new(24)));
+    ring.run(async move {
+        for _ in 0..left.get() {
+            let (socket, stream) = pair(&main).await;
+            write_on_a_thread(stream, BYTES);
+            let (mut incoming, left) = (main.incoming(&socket), left.clone());
+            main.spawn(async move {
+                assert_comes(&mut incoming, BYTES).await;
+                left.set(left.get() - 1);
+            });
+        }
+        while left.get() > 0 {
+            main.sleep(Duration::from_millis(1)).await;
+        }
+    });
+    ring.shut_down();
+    let usage = ring.arena().usage();
+    assert!(usage.leased_bytes <= 16 * PROVIDED_BYTES as u64, "{usage:?}");
+}
+
+#[test]
+fn who_does_not_ask_holds_few_buffers_and_loses_nothing() {
+    const BYTES: usize = 60_000_000;
+    let ring = ring();
+    ring.prepare_incoming().unwrap();
+    let main = ring.clone();
+    ring.run(async move {
+        let (slow, slow_stream) = pair(&main).await;
+        write_on_a_thread(slow_stream, BYTES);
+        let mut slow = main.incoming(&slow);
+        let first = slow.next().await.unwrap().unwrap();
+        assert_eq!(first.bytes()[0], nth(0));
+        let mut at = first.bytes().len();
+        drop(first);
+        main.sleep(Duration::from_millis(200)).await;
+        // Its backlog, what one go of the kernel adds to it, and what waits in the ring for others.
+        let most = (incoming::BACKLOG_MAX + 32 + PROVIDED_BUFFERS) * PROVIDED_BYTES;
+        let leased = main.arena().usage().leased_bytes;
+        assert!(leased <= most as u64, "{leased} bytes are held for one who does not ask");
+        // Others go on meanwhile.
+        let (other, other_stream) = pair(&main).await;
+        write_on_a_thread(other_stream, 3_000_000);
+        assert_comes(&mut main.incoming(&other), 3_000_000).await;
+        while let Some(arrived) = slow.next().await.unwrap() {
+            assert_eq!(arrived.bytes()[0], nth(at));
+            at += arrived.bytes().len();
+        }
+        assert_eq!(at, BYTES);
+    });
+    ring.shut_down();
+}
+
+#[test]
+fn a_stream_that_is_given_up_lets_go_of_its_buffers_and_of_its_number() {
+    let ring = ring();
+    ring.prepare_incoming().unwrap();
+    let main = ring.clone();
+    ring.run(async move {
+        for round in 0..50 {
+            let (socket, stream) = pair(&main).await;
+            let writer = write_on_a_thread(stream, 2_000_000);
+            let mut incoming = main.incoming(&socket);
+            for _ in 0..round % 3 {
+                drop(incoming.next().await.unwrap());
+            }
+            drop(incoming);
+            socket.shutdown();
+            drop(socket);
+            while !writer.is_finished() {
+                main.sleep(Duration::from_millis(1)).await;
+            }
+        }
+        let leased = main.arena().usage().leased_bytes;
+        assert!(leased <= (PROVIDED_BUFFERS * PROVIDED_BYTES) as u64, "{leased} bytes are held for nobody");
+    });
+    ring.shut_down();
+    assert_eq!(ring.operations_in_flight(), 0);
+}

@@ -49,6 +49,8 @@ pub struct Transfers {
     pub ingress_in_place_bytes: Cell<u64>,
     /// Bytes of shared last blocks, copied to be written: a block that is written again may not change under the device.
     pub last_block_copied_bytes: Cell<u64>,
+    /// Bytes that did not go the way of the strategy, because the host does not offer it.
+    pub ingress_fallback_bytes: Cell<u64>,
     /// Bytes accepted into the log.
     pub ingress_bytes: Cell<u64>,
 }
@@ -97,6 +99,10 @@ impl Transfers {
 
     pub(crate) fn note_last_block(&self, copied: u64) {
         self.last_block_copied_bytes.set(self.last_block_copied_bytes.get() + copied);
+    }
+
+    pub(crate) fn note_ingress_fallback(&self, bytes: u64) {
+        self.ingress_fallback_bytes.set(self.ingress_fallback_bytes.get() + bytes);
     }
 
     pub(crate) fn note_ingress(&self, bytes: u64, copied: u64) {

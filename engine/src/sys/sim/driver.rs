@@ -14,19 +14,21 @@ use super::disk::{DiskEvent, NameChange, Node};
 use super::pipes::SimPipe;
 use super::world::{Address, Due, Outcome, State, World};
 use crate::sys::BLOCK_BYTES;
-use crate::sys::arena::{Arena, Chunk, Lease};
+use crate::sys::arena::{Arena, Chunk, Lease, LeaseMut};
 use crate::sys::clock::Moment;
 use crate::sys::flushes::Flushes;
 use crate::sys::gather::Gather;
+use crate::sys::incoming::PROVIDED_BUFFERS;
 use crate::sys::map::{FileMap, MapKind};
 use crate::sys::op::{
     Completion, DirEntry, DirLock, File, FileKind, Job, Listener, LockKind, OpenOptions, Reply, Request,
-    Socket, Token,
+    Socket, SocketKind, Token,
 };
 use crate::sys::pages::FreshPages;
 use crate::sys::refusal::{about, failed_flush};
 use crate::sys::ring::RingCounters;
 use crate::sys::stamp::FileStamp;
+use crate::sys::write_map::WriteMap;
 use crate::types::Timestamp;
 
 /// What one visit without waiting takes of the thread's time.
@@ -262,7 +264,10 @@ impl SimDriver {
                 }
                 Effect::Write { file: file.clone(), at: *at, from: memory }
             }
-            Request::WriteGather { file, at, from } => {
+            Request::WriteGather { uncached: true, .. } if state.faults.direct_is_refused => {
+                return state.complete_later(address, Outcome::failed(libc::EOPNOTSUPP));
+            }
+            Request::WriteGather { file, at, from, .. } => {
                 counters.writes += 1;
                 counters.write_bytes += from.bytes() as u64;
                 let memory = Memory::of_gather(from);
@@ -298,6 +303,26 @@ impl SimDriver {
         state.after(latency, Due::Effect(address));
     }
 
+    /// A stream is its socket: bytes are received when somebody asks for them.
+    pub(crate) fn begin_stream(&mut self, socket: &Socket) -> u32 {
+        assert!(matches!(&*socket.0, SocketKind::Sim(_)), "sockets do not cross between worlds");
+        0
+    }
+
+    pub(crate) fn provided(&self) -> usize {
+        self.world.0.borrow().rings[self.ring].provided.len()
+    }
+
+    pub(crate) fn provide(&mut self, buffer: LeaseMut) -> Option<LeaseMut> {
+        let mut state = self.world.0.borrow_mut();
+        let provided = &mut state.rings[self.ring].provided;
+        if provided.len() == PROVIDED_BUFFERS {
+            return Some(buffer);
+        }
+        provided.push(buffer);
+        None
+    }
+
     /// Operations on files go on; those that wait for a peer end at once.
     pub(crate) fn cancel(&mut self, token: Token) {
         self.world.0.borrow_mut().cancel_network((self.ring, token));
@@ -327,7 +352,11 @@ impl Drop for SimDriver {
         let mut state = self.world.0.borrow_mut();
         let ring = &mut state.rings[self.ring];
         ring.gone = true;
-        let dropped = (std::mem::take(&mut ring.done), std::mem::take(&mut ring.under_way));
+        let dropped = (
+            std::mem::take(&mut ring.done),
+            std::mem::take(&mut ring.under_way),
+            std::mem::take(&mut ring.provided),
+        );
         state.forget_ring(self.ring);
         drop(state);
         drop(dropped); // Handles find the world unborrowed.
@@ -527,6 +556,17 @@ impl State {
             Job::MapPages { bytes } => Reply::Pages(FreshPages::map(bytes)?),
             Job::UnmapPages(pages) => {
                 drop(pages);
+                Reply::None
+            }
+            Job::MapWindow { at, bytes } => {
+                let there = self.disk.state.inodes[&file()?.inode].current.size;
+                if there < at + bytes as u64 {
+                    return Err(io::Error::from_raw_os_error(libc::EFAULT));
+                }
+                Reply::Window(WriteMap::of_nothing(bytes)?)
+            }
+            Job::UnmapWindow(mapping) => {
+                drop(mapping);
                 Reply::None
             }
             Job::Close(fd) => {

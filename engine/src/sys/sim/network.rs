@@ -15,6 +15,8 @@ use std::rc::{Rc, Weak};
 use super::driver::Memory;
 use super::loans::{Loans, Parcel};
 use super::world::{Address, Due, Outcome, State, World};
+use crate::sys::arena::LeaseMut;
+use crate::sys::incoming::{Arrived, PROVIDED_ROOM};
 use crate::sys::op::{Listener, ListenerKind, Reply, Request, Socket, SocketKind};
 
 /// A stream socket of the simulated world.
@@ -85,6 +87,8 @@ struct Receive {
     into: Memory,
     all: bool,
     done: usize,
+    /// The provided buffer that `into` is in.
+    buffer: Option<LeaseMut>,
 }
 
 struct Send {
@@ -232,7 +236,18 @@ impl State {
                 self.network_after(event);
             }
             Request::Recv { socket, into, all } => {
-                let receive = Receive { address, into: Memory::of_mut(into), all: *all, done: 0 };
+                let into = Memory::of_mut(into);
+                let receive = Receive { address, into, all: *all, done: 0, buffer: None };
+                let id = sim_socket(socket).id;
+                self.endpoint(id).receives.push_back(receive);
+                self.serve_receives(id);
+            }
+            Request::RecvProvided { socket, .. } => {
+                let Some(mut buffer) = self.rings[address.0].provided.pop() else {
+                    return self.complete_later(address, Outcome::failed(libc::ENOBUFS));
+                };
+                let into = Memory::of_mut(&mut buffer[PROVIDED_ROOM..]);
+                let receive = Receive { address, into, all: false, done: 0, buffer: Some(buffer) };
                 let id = sim_socket(socket).id;
                 self.endpoint(id).receives.push_back(receive);
                 self.serve_receives(id);
@@ -451,9 +466,13 @@ impl State {
             if !(full || ended || !receive.all && bytes > 0) {
                 break;
             }
-            let (address, done) = (receive.address, receive.done);
-            endpoint.receives.pop_front();
-            self.complete_later(address, Outcome::of(Ok(done as u32)));
+            let Receive { address, done, buffer, .. } =
+                endpoint.receives.pop_front().expect("it is the front");
+            let reply = match buffer.filter(|_| done > 0) {
+                Some(buffer) => Reply::Arrived(Arrived::of(buffer, done)),
+                None => Reply::None,
+            };
+            self.complete_later(address, Outcome { result: Ok(done as u32), reply, records: Vec::new() });
         }
         if received {
             self.settle_received(id);

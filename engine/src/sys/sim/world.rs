@@ -11,7 +11,7 @@ use super::disk::{Disk, DiskEvent, Recording};
 use super::driver::{Effect, SimDriver};
 use super::image::DiskImage;
 use super::network::{Network, NetworkEvent};
-use crate::sys::arena::Arena;
+use crate::sys::arena::{Arena, LeaseMut};
 use crate::sys::clock::Moment;
 use crate::sys::op::{Completion, Reply, Token};
 use crate::sys::ring::{Driver, Ring, RingCounters};
@@ -51,6 +51,8 @@ pub(super) struct RingState {
     pub counters: RingCounters,
     /// Operations whose effect has not happened.
     pub under_way: BTreeMap<u64, Effect>,
+    /// Buffers that wait for bytes.
+    pub provided: Vec<LeaseMut>,
 }
 
 /// Something that happens at its time.
@@ -340,7 +342,7 @@ impl Faults {
         self.plan(|plan| note(&mut plan.full_writes, pattern, count));
     }
 
-    /// The file system knows no way past the page cache.
+    /// The file system knows no way past the page cache, nor one of leaving it at once.
     pub fn refuse_direct(&self, refuse: bool) {
         self.plan(|plan| plan.direct_is_refused = refuse);
     }

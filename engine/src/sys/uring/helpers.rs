@@ -23,6 +23,7 @@ use crate::sys::map::Mapping;
 use crate::sys::op::{DirEntry, DirLock, Job, LockKind, OpenOptions, Reply, Token};
 use crate::sys::pages::FreshPages;
 use crate::sys::refusal::{about, failed_flush};
+use crate::sys::write_map::WriteMap;
 
 /// Jobs that may wait for a helper.
 pub(crate) const JOBS_QUEUED_MAX: usize = 8192;
@@ -48,6 +49,7 @@ enum SendReply {
     Chunk(Chunk),
     Mapped(Arc<Mapping>),
     Pages(FreshPages),
+    Window(WriteMap),
 }
 
 pub(super) struct HelperPool {
@@ -121,6 +123,7 @@ impl HelperPool {
             SendReply::Chunk(chunk) => Reply::Chunk(chunk),
             SendReply::Mapped(mapping) => Reply::Mapped(mapping),
             SendReply::Pages(pages) => Reply::Pages(pages),
+            SendReply::Window(mapping) => Reply::Window(mapping),
         };
         Some((token, result, reply))
     }
@@ -197,6 +200,11 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
         Job::MapPages { bytes } => FreshPages::map(bytes).map(SendReply::Pages),
         Job::UnmapPages(pages) => {
             drop(pages);
+            Ok(SendReply::None)
+        }
+        Job::MapWindow { at, bytes } => WriteMap::of_file(file()?, at, bytes).map(SendReply::Window),
+        Job::UnmapWindow(mapping) => {
+            drop(mapping);
             Ok(SendReply::None)
         }
         Job::Close(fd) => {

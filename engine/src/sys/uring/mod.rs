@@ -6,6 +6,7 @@
 
 mod handle;
 mod helpers;
+mod provided;
 mod setup;
 
 use std::collections::VecDeque;
@@ -22,7 +23,8 @@ pub use setup::{SPLICE_WORKERS_MAX, Setup, UringError, UringOptions};
 
 use self::handle::FixedTable;
 use self::helpers::{Help, HelperPool};
-use super::arena::Chunk;
+use self::provided::{Provided, Step};
+use super::arena::{Chunk, LeaseMut};
 use super::clock::Moment;
 use super::map::{FileMap, Mapping};
 use super::op::{
@@ -33,6 +35,7 @@ use super::pipe::Pipe;
 use super::ring::RingCounters;
 use super::stamp::FileStamp;
 use super::task::Bell;
+use super::write_map::WriteMap;
 use crate::types::Timestamp;
 
 /// User data with this bit is the driver's own; a token never has it.
@@ -40,6 +43,7 @@ const OWN: u64 = 1 << 63;
 const OWN_BELL: u64 = OWN;
 const OWN_CANCEL: u64 = OWN | 1;
 const OWN_ACCEPT: u64 = OWN | 1 << 32;
+const OWN_RECEIVE: u64 = OWN | 1 << 33;
 
 /// `IORING_SEND_ZC_REPORT_USAGE`, and what a release notice then says of a send that was copied after all
 /// (`IORING_NOTIF_USAGE_ZC_COPIED`).
@@ -48,6 +52,9 @@ const USAGE_COPIED: i32 = 1 << 31;
 
 /// Chunks of memory that can be registered at once.
 const FIXED_BUFFERS: u32 = 1024;
+
+/// Linux 6.14; the C library does not have it yet.
+const RWF_DONTCACHE: i32 = 0x80;
 
 /// One thread's io_uring.
 pub struct Uring {
@@ -69,6 +76,7 @@ pub struct Uring {
     /// Where what nobody wants goes; opened when first wanted.
     nowhere: Option<OwnedFd>,
     acceptors: Vec<Acceptor>,
+    provided: Option<Provided>,
     done: VecDeque<Completion>,
     counters: RingCounters,
     last_visit: Moment,
@@ -138,6 +146,7 @@ impl Uring {
             releases: 0,
             nowhere: None,
             acceptors: Vec::new(),
+            provided: None,
             done: VecDeque::with_capacity(256),
             counters: RingCounters::default(),
             last_visit: Moment(0),
@@ -339,6 +348,19 @@ impl Uring {
         super::stamp::stamp_of(file_fd(file))
     }
 
+    /// Gives a mapping to a helper when it is not used any more.
+    pub(crate) fn unmapper(&self) -> Box<dyn Fn(WriteMap) + Send + Sync> {
+        let helpers = self.helpers.sender();
+        Box::new(move |mapping| helpers.send_unanswered(Job::UnmapWindow(mapping)))
+    }
+
+    pub(crate) fn file_bytes(&mut self, file: &File) -> io::Result<u64> {
+        self.counters.system_calls += 1;
+        // SAFETY: the handle keeps its descriptor open for the whole call.
+        let fd = unsafe { BorrowedFd::borrow_raw(file_fd(file)) };
+        Ok(nix::sys::stat::fstat(fd)?.st_size as u64)
+    }
+
     pub(crate) fn has_name(&mut self, file: &File) -> bool {
         self.counters.system_calls += 1;
         // SAFETY: the handle keeps its descriptor open for the whole call.
@@ -353,6 +375,7 @@ impl Uring {
         let mut flags = squeue::Flags::empty();
         let entry = match request {
             Request::Accept(listener) => return self.accept(token, listener),
+            Request::RecvProvided { socket, stream } => return self.receive(token, socket, *stream),
             Request::Help { job, file } => {
                 let job = job.take().expect("a job is submitted once");
                 let fd = file.as_ref().map(file_fd);
@@ -408,11 +431,15 @@ impl Uring {
                     None => opcode::Write::new(to, pointer, bytes).offset(*at).build(),
                 }
             }
-            Request::WriteGather { file, at, from } => {
+            Request::WriteGather { file, at, from, uncached } => {
                 self.counters.writes += 1;
                 self.counters.write_bytes += from.bytes() as u64;
                 let (vectors, count) = from.vectors();
-                opcode::Writev::new(on(file_handle(file), &mut flags), vectors, count).offset(*at).build()
+                let write_flags = if *uncached { RWF_DONTCACHE } else { 0 };
+                opcode::Writev::new(on(file_handle(file), &mut flags), vectors, count)
+                    .offset(*at)
+                    .rw_flags(write_flags)
+                    .build()
             }
             Request::ReadPages { file, at, into, filled } => {
                 let (pointer, bytes) = into.rest(*filled);
@@ -446,7 +473,80 @@ impl Uring {
                 return;
             }
         }
+        if let Some(provided) = &mut self.provided
+            && provided.forget(token)
+        {
+            let result = Err(io::Error::from_raw_os_error(libc::ECANCELED));
+            self.done.push_back(Completion { token, result, reply: Reply::None });
+            return;
+        }
         self.push(opcode::AsyncCancel::new(token.to_bits()).build().user_data(OWN_CANCEL));
+    }
+
+    // ---- provided buffers --------------------------------------------------------------------------------------
+
+    pub(crate) fn prepare_incoming(&mut self) -> io::Result<()> {
+        if self.provided.is_none() {
+            let missing = |words| io::Error::new(io::ErrorKind::Unsupported, words);
+            // It came with the same kernel.
+            if !self.setup.granted.contains(&"SINGLE_ISSUER") {
+                return Err(missing("standing receives need Linux 6.0 or newer".to_owned()));
+            }
+            self.counters.system_calls += 1;
+            let registered = Provided::register(&self.ring);
+            self.provided =
+                Some(registered.map_err(|error| missing(format!("no table of buffers: {error}")))?);
+        }
+        Ok(())
+    }
+
+    fn streams(&mut self) -> &mut Provided {
+        self.provided.as_mut().expect("the ring was made ready for streams")
+    }
+
+    pub(crate) fn begin_stream(&mut self) -> u32 {
+        self.streams().begin_stream()
+    }
+
+    pub(crate) fn end_stream(&mut self, stream: u32) {
+        if self.streams().end_stream(stream) == Step::Cancel {
+            self.cancel_stream(stream);
+        }
+    }
+
+    pub(crate) fn streams_under_way(&self) -> usize {
+        self.provided.as_ref().map_or(0, Provided::under_way)
+    }
+
+    pub(crate) fn provided(&self) -> usize {
+        self.provided.as_ref().map_or(0, Provided::count)
+    }
+
+    pub(crate) fn provide(&mut self, buffer: LeaseMut) -> Option<LeaseMut> {
+        self.streams().provide(buffer)
+    }
+
+    fn receive(&mut self, token: Token, socket: &Socket, stream: u32) {
+        let provided = self.provided.as_mut().expect("the ring was made ready for streams");
+        if provided.ask(stream, token, &mut self.done) == Step::Arm {
+            let mut flags = squeue::Flags::empty();
+            let entry =
+                opcode::RecvMulti::new(on(socket_handle(socket), &mut flags), provided::GROUP).build();
+            self.push(entry.flags(flags).user_data(OWN_RECEIVE | u64::from(stream)));
+        }
+    }
+
+    fn note_received(&mut self, stream: u32, result: io::Result<u32>, flags: u32) {
+        let (number, more) = (io_uring::cqueue::buffer_select(flags), io_uring::cqueue::more(flags));
+        let provided = self.provided.as_mut().expect("the ring was made ready for streams");
+        if provided.note(stream, result, number, more, &mut self.done) == Step::Cancel {
+            self.cancel_stream(stream);
+        }
+    }
+
+    fn cancel_stream(&mut self, stream: u32) {
+        let standing = OWN_RECEIVE | u64::from(stream);
+        self.push(opcode::AsyncCancel::new(standing).build().user_data(OWN_CANCEL));
     }
 
     fn accept(&mut self, token: Token, listener: &Listener) {
@@ -566,6 +666,10 @@ impl Uring {
                     self.acceptors[index].armed &= more;
                     self.acceptors[index].backlog.push_back(connection);
                     self.hand_out_connection(index);
+                }
+                own if own & OWN_RECEIVE == OWN_RECEIVE => {
+                    let (stream, flags) = ((own & 0xffff_ffff) as u32, entry.flags());
+                    self.note_received(stream, result, flags);
                 }
                 bits => {
                     // Of operations that have tokens only a zero-copy send answers twice.

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 
-use super::{Declaration, Need, Slot, WriteData, WriteUnit};
+use super::{Declaration, Need, Receives, Slot, WriteData, WriteUnit};
 use crate::log::LogPoint;
 use crate::sys::{GATHER_MAX, Gather, Lease, LeaseMut, Moment};
 use crate::transfer::plan::CopyProfile;
@@ -17,7 +17,9 @@ pub(super) const DECLARATION: Declaration = Declaration {
     name: "buffered",
     profile: CopyProfile { cpu_copies: 2.0, user_copies: 0.0, shares_pages: false },
     direct: false,
-    in_place: false,
+    uncached: false,
+    receives: Receives::Private,
+    into_file: false,
     needs: "nothing",
 };
 
@@ -38,7 +40,8 @@ pub struct Stage {
 struct Waiting {
     batch: Lease,
     start: LogPoint,
-    end: LogPoint,
+    /// Where the batch ends, if this is the last or only part of it.
+    end: Option<LogPoint>,
     accepted: Moment,
 }
 
@@ -82,9 +85,14 @@ impl Stage {
     }
 
     pub(super) fn accept(&mut self, batch: Lease, start: LogPoint, end: LogPoint, now: Moment) -> u64 {
+        self.push(batch, start, Some(end), now);
+        0
+    }
+
+    /// Adds a batch, or a part of one that lies at `start`.
+    pub(super) fn push(&mut self, batch: Lease, start: LogPoint, end: Option<LogPoint>, now: Moment) {
         self.queued_bytes += batch.len();
         self.queue.push_back(Waiting { batch, start, end, accepted: now });
-        0
     }
 
     pub(super) fn take_unit(&mut self) -> Option<WriteUnit> {
@@ -98,24 +106,24 @@ impl Stage {
                 break;
             }
             let waiting = self.queue.pop_front().expect("looked at above");
-            end = waiting.end;
+            end = waiting.end.or(end);
             gather.push(waiting.batch).ok().expect("the gather has room");
         }
         self.unit_bytes = gather.bytes();
         self.queued_bytes -= self.unit_bytes;
         let writes = [Some((at, WriteData::Many(gather))), None, None, None];
-        Some(WriteUnit { segment, writes, end: Some(end), accepted, copied_bytes: 0 })
+        Some(WriteUnit { segment, writes, end, accepted, copied_bytes: 0 })
     }
 
     pub(super) fn finish_unit(&mut self, unit: WriteUnit) {
         for (_, data) in unit.writes.into_iter().flatten() {
-            if let WriteData::Many(mut gather) = data {
+            if let WriteData::Many(mut gather) | WriteData::Stored(mut gather) = data {
                 gather.clear();
                 self.gather = Some(gather);
             }
         }
         self.unit_bytes = 0;
-        self.written = unit.end.expect("a unit ends where a batch does");
+        self.written = unit.end.unwrap_or(self.written);
     }
 
     #[allow(clippy::unused_self)]

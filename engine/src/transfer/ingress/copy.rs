@@ -5,14 +5,16 @@
 //! readers close behind are served from it. Right for small batches and many connections; what is written when,
 //! and what stays cached, is `staging`'s.
 
-use super::Declaration;
 pub use super::staging::Stage;
+use super::{Declaration, Receives};
 use crate::transfer::plan::CopyProfile;
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "copy",
     profile: CopyProfile { cpu_copies: 2.0, user_copies: 1.0, shares_pages: false },
     direct: true,
-    in_place: false,
+    uncached: false,
+    receives: Receives::Private,
+    into_file: false,
     needs: "O_DIRECT on the data directory's file system",
 };

@@ -9,14 +9,16 @@
 //! belong to another core, or bear the log's own time; and of every batch the few bytes that were received with the
 //! head. For large batches of few producers.
 
-use super::Declaration;
 pub use super::staging::Stage;
+use super::{Declaration, Receives};
 use crate::transfer::plan::CopyProfile;
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "in_place",
     profile: CopyProfile { cpu_copies: 1.0, user_copies: 0.0, shares_pages: false },
     direct: true,
-    in_place: true,
+    uncached: false,
+    receives: Receives::InPlace,
+    into_file: false,
     needs: "O_DIRECT on the data directory's file system; producers of large batches, one in a request",
 };

@@ -6,7 +6,10 @@
 
 mod buffered;
 mod copy;
+mod dontcache;
 mod in_place;
+mod mapped;
+mod provided;
 mod staging;
 
 use std::fmt;
@@ -23,9 +26,23 @@ pub(super) struct Declaration {
     name: &'static str,
     profile: CopyProfile,
     direct: bool,
-    /// Whether connections receive into the staging memory.
-    in_place: bool,
+    /// Whether what it writes leaves the page cache as soon as it is on the disk.
+    uncached: bool,
+    receives: Receives,
+    /// Whether that is the file itself: nobody may cut it while somebody receives.
+    into_file: bool,
     needs: &'static str,
+}
+
+/// Where connections receive batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receives {
+    /// Into memory of their own.
+    Private,
+    /// Into the memory that they are written from, where it pays.
+    InPlace,
+    /// Into buffers that all connections share.
+    Provided,
 }
 
 /// The one list. A strategy is a file with `DECLARATION` and a `Stage`, and a line here.
@@ -176,8 +193,14 @@ strategies! {
     Buffered => buffered,
     /// Copied to staging memory, written from there past the page cache.
     Copy => copy,
+    /// As buffered, and dropped from the page cache as soon as it is on the disk.
+    Dontcache => dontcache,
     /// Received into staging memory, written from there past the page cache.
     InPlace => in_place,
+    /// Received into the mapped end of the segment file.
+    Mapped => mapped,
+    /// Received into shared buffers, gathered into staging memory, written from there past the page cache.
+    Provided => provided,
 }
 
 /// What a stage lacks.
@@ -189,6 +212,15 @@ pub enum Need {
     Memory(usize),
     /// The block of the file at this position, read back: the log ends within it.
     Block(Position),
+    /// So many bytes of the file, mapped.
+    Window {
+        /// The segment.
+        segment: Offset,
+        /// Where in its file, in whole pages.
+        at: Position,
+        /// How many.
+        bytes: usize,
+    },
 }
 
 /// One round of writes of one partition: all in one segment, all at once.
@@ -211,6 +243,8 @@ pub enum WriteData {
     One(Lease),
     /// Several, one behind the other.
     Many(Gather),
+    /// Several that are the file's own memory already.
+    Stored(Gather),
 }
 
 impl WriteData {
@@ -219,7 +253,25 @@ impl WriteData {
     pub fn bytes(&self) -> usize {
         match self {
             WriteData::One(lease) => lease.len(),
-            WriteData::Many(gather) => gather.bytes(),
+            WriteData::Many(gather) | WriteData::Stored(gather) => gather.bytes(),
+        }
+    }
+}
+
+impl Staged {
+    /// What is to be mapped ahead of need, where the log ends at `start`.
+    #[must_use]
+    pub fn need_ahead(&self, start: LogPoint) -> Need {
+        match self {
+            Staged::Mapped(stage) => stage.need_ahead(start),
+            _ => Need::Nothing,
+        }
+    }
+
+    /// Supplies a window that begins at `at`, as [`Staged::need`] or [`Staged::need_ahead`] asked; the log ends at `start`.
+    pub fn supply_window(&mut self, start: LogPoint, at: Position, memory: LeaseMut) {
+        if let Staged::Mapped(stage) = self {
+            stage.supply_window(start, at, memory);
         }
     }
 }
@@ -243,10 +295,22 @@ impl Ingress {
         self.declaration().direct
     }
 
-    /// Whether connections receive batches into the memory that they are written from.
+    /// Whether what it writes leaves the page cache as soon as it is on the disk.
     #[must_use]
-    pub fn receives_in_place(self) -> bool {
-        self.declaration().in_place
+    pub fn is_uncached(self) -> bool {
+        self.declaration().uncached
+    }
+
+    /// Where connections receive batches.
+    #[must_use]
+    pub fn receives(self) -> Receives {
+        self.declaration().receives
+    }
+
+    /// Whether connections receive into the file itself: nobody may cut it while somebody does.
+    #[must_use]
+    pub fn receives_into_file(self) -> bool {
+        self.declaration().into_file
     }
 
     /// What it needs, in words.

@@ -46,9 +46,9 @@ pub struct Stage {
 
 /// Memory for one batch at the end of what is staged, in one part or several.
 pub struct Slot {
-    start: LogPoint,
+    pub(super) start: LogPoint,
     /// Each with what follows it in its own memory; the first has none when it lies in the block that is filled already.
-    parts: VecDeque<(LeaseMut, Option<LeaseMut>)>,
+    pub(super) parts: VecDeque<(LeaseMut, Option<LeaseMut>)>,
 }
 
 impl Slot {

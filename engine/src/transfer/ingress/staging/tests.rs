@@ -127,6 +127,7 @@ impl Model {
                     block[..there.len()].copy_from_slice(there);
                     self.stage.prime(self.end, block);
                 }
+                Need::Window { .. } => unreachable!("staging is memory of its own"),
             }
         }
     }

@@ -1,0 +1,29 @@
+//! `provided`: a standing receive a connection into buffers that all connections share, gathered into staging.
+//!
+//! The path of a byte: socket -(CPU, recv)-> a provided buffer -(CPU, gathered)-> staging -(DMA)-> disk. Two CPU copies,
+//! the second one ours. No receive is submitted for a batch: the kernel takes the next buffer when bytes are there, so
+//! an idle connection holds no memory, and a busy one costs no submission.
+//!
+//! A batch that lies whole in one buffer is checked there and copied to staging; one that spans several is gathered from
+//! them straight into staging once all of it has come, so a slow producer never holds the tail of a partition. What has to
+//! be joined first is copied once more, and counted: smaller batches across two buffers, several of them in one request,
+//! batches of another core. The kernel decides where in a buffer bytes land, so direct writes from there, which must be
+//! aligned in memory as in the file, are not to be had: one copy would need the bytes to lie where they belong, and that
+//! is what `in_place` does.
+//!
+//! For many connections that are mostly idle. Where few are busy, `copy` does the same with receives as large as their
+//! requests, and `in_place` saves the copy.
+
+pub use super::staging::Stage;
+use super::{Declaration, Receives};
+use crate::transfer::plan::CopyProfile;
+
+pub(super) const DECLARATION: Declaration = Declaration {
+    name: "provided",
+    profile: CopyProfile { cpu_copies: 2.0, user_copies: 1.0, shares_pages: false },
+    direct: true,
+    uncached: false,
+    receives: Receives::Provided,
+    into_file: false,
+    needs: "Linux 6.0 (standing receives into provided buffers); O_DIRECT on the data directory's file system",
+};
