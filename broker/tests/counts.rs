@@ -213,7 +213,7 @@ fn ten_thousand_fetches_from_a_map_do_not_allocate() {
     let after = [Egress::Mmap, Egress::Copy].map(|egress| shard.transfers().egress(egress));
     println!("{fetches} allocations in 10,000 fetches from two maps");
     assert!(fetches <= OTHERS_MAX, "{fetches} allocations in 10,000 fetches");
-    assert!(after[0].bytes - before[0].bytes > 10_000 * 15_000, "{before:?} {after:?}");
+    assert!(after[0].bytes - before[0].bytes > 10_000 * 14_000, "{before:?} {after:?}");
     assert_eq!(
         (after[0].fallback_bytes, after[0].cold_reads, after[1].bytes),
         (before[0].fallback_bytes, before[0].cold_reads, before[1].bytes)
