@@ -153,11 +153,14 @@ fn assert_fetched(answer: &[u8]) {
 }
 
 /// The pairs that the harness compares.
-const PAIRS: [(Ingress, Egress); 4] = [
+const PAIRS: [(Ingress, Egress); 7] = [
     (Ingress::Buffered, Egress::Copy),
     (Ingress::Buffered, Egress::Sendfile),
     (Ingress::Copy, Egress::Tail),
     (Ingress::InPlace, Egress::Tail),
+    (Ingress::Buffered, Egress::RingSplice),
+    (Ingress::Buffered, Egress::Tee),
+    (Ingress::Buffered, Egress::Vmsplice),
 ];
 
 #[test]

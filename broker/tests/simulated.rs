@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
-use ringlog::Ingress;
 use ringlog::log::{BatchBuilder, Records};
 use ringlog::shard::{Node, Shard, ShardConfig, TopicConfig};
 use ringlog::sys::sim::World;
 use ringlog::sys::{Ring, Socket};
 use ringlog::types::{ShardId, Timestamp};
+use ringlog::{Egress, Ingress};
 use ringlog_broker::wire::fetch::{FetchPartition, FetchRequestWriter, FetchResponse, FetchTerms};
 use ringlog_broker::wire::produce::{ProduceResponse, ProduceTerms, encode_produce_prefix};
 use ringlog_broker::wire::{
@@ -59,6 +59,9 @@ fn conversation(seed: u64, shards: u16) -> (usize, Vec<String>) {
     servers[0].spawn(async move {
         let mut config = ShardConfig::new("/data");
         config.ingress = Ingress::ALL[seed as usize % Ingress::ALL.len()];
+        let delivering: Vec<Egress> =
+            Egress::ALL.iter().copied().filter(|egress| egress.delivers()).collect();
+        config.egress = delivering[seed as usize / Ingress::ALL.len() % delivering.len()];
         let node = Node::open(&rings[0], &config, shards).await.unwrap();
         let mut joined = Vec::new();
         for (ring, number) in rings.iter().zip(0..) {
