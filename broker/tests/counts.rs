@@ -153,7 +153,7 @@ fn assert_fetched(answer: &[u8]) {
 }
 
 /// The pairs that the harness compares.
-const PAIRS: [(Ingress, Egress); 7] = [
+const PAIRS: [(Ingress, Egress); 10] = [
     (Ingress::Buffered, Egress::Copy),
     (Ingress::Buffered, Egress::Sendfile),
     (Ingress::Copy, Egress::Tail),
@@ -161,6 +161,9 @@ const PAIRS: [(Ingress, Egress); 7] = [
     (Ingress::Dontcache, Egress::Sendfile),
     (Ingress::Provided, Egress::Tail),
     (Ingress::Mapped, Egress::Sendfile),
+    (Ingress::Buffered, Egress::RingSplice),
+    (Ingress::Buffered, Egress::Tee),
+    (Ingress::Buffered, Egress::Vmsplice),
 ];
 
 #[test]

@@ -59,8 +59,9 @@ fn conversation(seed: u64, shards: u16) -> (usize, Vec<String>) {
     servers[0].spawn(async move {
         let mut config = ShardConfig::new("/data");
         config.ingress = Ingress::ALL[seed as usize % Ingress::ALL.len()];
-        let ways_out: Vec<Egress> = Egress::ALL.iter().copied().filter(|egress| egress.delivers()).collect();
-        config.egress = ways_out[seed as usize / Ingress::ALL.len() % ways_out.len()];
+        let delivering: Vec<Egress> =
+            Egress::ALL.iter().copied().filter(|egress| egress.delivers()).collect();
+        config.egress = delivering[seed as usize / Ingress::ALL.len() % delivering.len()];
         let node = Node::open(&rings[0], &config, shards).await.unwrap();
         let mut joined = Vec::new();
         for (ring, number) in rings.iter().zip(0..) {

@@ -178,9 +178,7 @@ fn wait_until(mut holds: impl FnMut() -> bool, what: &str) {
 /// And ends it, whichever way the bytes take.
 #[test]
 fn a_byte_now_and_then_is_not_enough_for_ever() {
-    let ways =
-        [Egress::Tail, Egress::Sendfile, Egress::Splice, Egress::Copy, Egress::TailZc, Egress::DirectZc];
-    for egress in ways {
+    for egress in Egress::ALL.iter().copied().filter(|egress| egress.delivers()) {
         let served = served(egress, Duration::from_millis(400));
         let mut producer = served.client();
         produce(&mut producer, 12);

@@ -470,17 +470,18 @@ fn transfers_in_the_steady_state_do_not_allocate_and_make_few_calls() {
             (file, main.accept(&listener).await.unwrap(), reader)
         });
         let transfers = Rc::new(Transfers::default());
-        let measured = Rc::new(RefCell::new(Response::default()));
+        let measured = Rc::new(Cell::new(Some(Response::default())));
         let run = |transfers_wanted: usize| {
             let (ring, file, socket) = (ring.clone(), file.clone(), socket.clone());
             let (transfers, response) = (transfers.clone(), measured.clone());
             let main = ring.clone();
             ring.run(async move {
+                let mut kept = response.take().unwrap();
                 for number in 0..transfers_wanted {
-                    let response = &mut *response.borrow_mut();
-                    response.push_records(piece(&file, number % 7 * MIB + 300_000, MIB));
-                    send(&main, &socket, egress, response, &transfers).await.unwrap();
+                    kept.push_records(piece(&file, number % 7 * MIB + 300_000, MIB));
+                    send(&main, &socket, egress, &mut kept, &transfers).await.unwrap();
                 }
+                response.set(Some(kept));
             });
         };
         run(20);

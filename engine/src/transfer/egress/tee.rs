@@ -6,8 +6,8 @@
 //! /dev/null: nothing is copied) and splices the rest to its socket.
 //!
 //! Right for many readers of the same range at about the same time: residency is asked for once, the pages are looked up
-//! once, and pages in a master stay in the cache while others come. A reader alone pays for a second pipe: two calls more
-//! for each unit. A reader that stalls holds the pages in its own pipe and its socket, never a master: those stay and go by
+//! once, and pages in a master stay in the cache while others come. A reader alone pays three
+//! calls for each unit (an old master is emptied, filled, and shared) where `splice` makes one for a mebibyte. A reader that stalls holds the pages in its own pipe and its socket, never a master: those stay and go by
 //! use. As with `splice`, there is no signal when the kernel has let go of a page, so only blocks that will never be
 //! written again go this way. What finds no pipe goes by `splice`, or by `sendfile` where not even a reader's own is to
 //! be had; both are counted.
