@@ -77,8 +77,8 @@ impl Client {
         self.exchanged
     }
 
-    /// Sends one batch to partition 0 of `topic` and waits until it is acknowledged.
-    pub(super) fn produce(&mut self, topic: &str, batch: &[u8]) -> Result<()> {
+    /// Sends one batch to partition 0 of `topic` and waits until it is acknowledged; its offset.
+    pub(super) fn produce(&mut self, topic: &str, batch: &[u8]) -> Result<i64> {
         let mut frame = GappedFrame::default();
         let header = self.header(ApiKey::Produce);
         let terms = ProduceTerms { transactional_id: None, acks: -1, timeout_ms: 60_000 };
@@ -95,9 +95,9 @@ impl Client {
         let answer = self.ask(&request)?;
         let (_, answer): (_, ProduceResponse<'_>) = decode_response(&answer, VERSION)?;
         let outcome = answer.topics.iter().flat_map(|topic| topic.partitions.iter()).next();
-        let error = outcome.context("an answer to Produce without a partition")?.error_code;
-        ensure!(error == ErrorCode::None, "producing to {topic}: {}", error.name());
-        Ok(())
+        let outcome = outcome.context("an answer to Produce without a partition")?;
+        ensure!(outcome.error_code == ErrorCode::None, "producing to {topic}: {}", outcome.error_code.name());
+        Ok(outcome.base_offset)
     }
 
     /// Fetches from partition 0 of `topic` from `offset` on; the bytes of batches that came.

@@ -240,13 +240,15 @@ fn obey(order: Order, control: &mut TcpStream, held: &mut Option<TcpStream>) -> 
         }
         Order::Converse { server, topic, batches, batch_bytes, fetch_bytes, fetches } => {
             let mut client = Client::open(server)?;
+            let mut first_offset = None;
             for number in 0..batches {
-                client.produce(&topic, &batch(batch_bytes, number))?;
+                let offset = client.produce(&topic, &batch(batch_bytes, number))?;
+                first_offset.get_or_insert(offset);
             }
             let produced_bytes = client.exchanged().produced_bytes;
             for _ in 0..fetches {
-                // One record a batch: the offset counts both.
-                let mut offset = 0;
+                // What was produced now, and one record a batch: the offset counts both.
+                let mut offset = first_offset.context("nothing was produced")?;
                 let mut fetched_bytes = 0;
                 while fetched_bytes < produced_bytes {
                     let bytes = client.fetch(&topic, offset, fetch_bytes)?;
