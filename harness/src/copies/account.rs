@@ -115,7 +115,7 @@ pub enum Oracle {
 }
 
 /// Of so many zero-copy sends, those that the kernel copied after all.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ZeroCopyReport {
     /// Sends.
     pub sends: u64,

@@ -6,13 +6,14 @@
 //! where they stay.
 
 use std::net::TcpStream;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ringlog::sys::{OpenOptions, Ring, Socket};
 use ringlog::transfer::{Piece, Response, send};
 use ringlog::{Egress, Engine, Ingress, Shard, block_on};
 
-use super::account::{Declared, Direction, Observed, Row};
+use super::account::{Declared, Direction, Observed, Row, ZeroCopyReport};
 use super::ground::{Ground, Tried, is_lacking, lacking};
 use super::link::{Link, is_told_later};
 use super::oracle;
@@ -23,6 +24,8 @@ use super::stored::Stored;
 const CONTROL_BYTES: usize = 64;
 /// Of the log that is sent.
 const BATCH_BYTES: usize = 64 << 10;
+/// How often it is looked whether all is released.
+const RELEASE_INTERVAL: Duration = Duration::from_millis(1);
 /// Asked for at a time.
 const FETCH_BYTES: u64 = 1 << 20;
 
@@ -69,7 +72,13 @@ fn row_of(ground: &mut Ground<'_>, engine: &Engine, egress: Egress, extra_copy: 
             user_copies: profile.user_copies,
             shares_pages: profile.shares_pages && !copied_on_delivery,
         },
-        observed: Observed { carried_bytes: sent.carried_bytes, oracle, ..Observed::default() },
+        observed: Observed {
+            carried_bytes: sent.carried_bytes,
+            stated_bytes: sent.plain_bytes(egress, ground.link),
+            oracle,
+            zero_copy_report: is_told_later(egress).then_some(sent.report),
+            ..Observed::default()
+        },
         counted: measured.counted,
         costs: measured.costs,
         disturbances: measured.disturbances,
@@ -83,6 +92,20 @@ struct Sent {
     control_bytes: u64,
     carried_bytes: u64,
     system_calls: u64,
+    /// Bytes of zero-copy sends.
+    lent_bytes: u64,
+    report: ZeroCopyReport,
+}
+
+impl Sent {
+    /// What a zero-copy strategy sent by copying, small pieces: a copy more than it declares, where the link makes none of
+    /// all of them.
+    fn plain_bytes(&self, egress: Egress, link: Link) -> u64 {
+        match is_told_later(egress) && link != Link::Loopback {
+            true => self.payload_bytes - self.lent_bytes,
+            false => 0,
+        }
+    }
 }
 
 /// Sends what is stored once; what was sent, and how much came.
@@ -95,6 +118,7 @@ fn round(
 ) -> Result<(Sent, u64)> {
     let stream = ground.peer.connection(&Order::Drop)?;
     let stored = stored.clone();
+    let before = block_on(engine.on_shard(|shard| async move { shard.ring().zero_copy() }))?;
     let sending = engine.on_shard(move |shard| async move {
         let counters = || (shard.transfers().egress(egress).bytes, shard.ring().counters().system_calls);
         let (bytes_before, calls_before) = counters();
@@ -103,8 +127,22 @@ fn round(
         (sent.carried_bytes, sent.system_calls) = (bytes - bytes_before, calls - calls_before);
         anyhow::Ok(sent)
     });
-    let sent = block_on(sending)?.with_context(|| format!("sending by {egress}"))?;
-    Ok((sent, ground.peer.dropped()?))
+    let mut sent = block_on(sending)?.with_context(|| format!("sending by {egress}"))?;
+    let dropped = ground.peer.dropped()?;
+    // What became of a send is told with its release.
+    let released = |shard: Shard| async move {
+        while shard.ring().zero_copy().unreleased_bytes > 0 {
+            shard.ring().sleep(RELEASE_INTERVAL).await;
+        }
+        shard.ring().zero_copy()
+    };
+    let after = block_on(engine.on_shard(released))?;
+    sent.lent_bytes = after.sent_bytes - before.sent_bytes;
+    sent.report = ZeroCopyReport {
+        sends: after.sends - before.sends,
+        copied: after.copied_sends - before.copied_sends,
+    };
+    Ok((sent, dropped))
 }
 
 async fn send_stored(

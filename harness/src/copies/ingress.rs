@@ -13,7 +13,7 @@ use super::account::{Declared, Direction, Observed, Row};
 use super::costs::Costs;
 use super::ground::{Ground, Tried, is_lacking, lacking};
 use super::kernel::Counted;
-use super::link::Link;
+use super::link::{Link, is_told_later};
 use super::load::Exchange;
 use super::peer::Order;
 
@@ -108,6 +108,11 @@ impl Moved {
 fn conversation(ground: &mut Ground<'_>, ingress: Ingress, egress: Egress, fetches: u32) -> Result<Moved> {
     let name = format!("{ingress}-{egress}-{fetches}");
     let engine = ground.engine(&name, ingress, |config| config.shard.egress = egress)?;
+    if let Some(what) = block_on(engine.on_shard(|shard| async move { shard.ingress_lacks() }))? {
+        engine.close()?;
+        let words = format!("{ingress} goes another way here: there is no {what}");
+        return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, words).into());
+    }
     let config = TopicConfig { ack: Ack::Durable, ..TopicConfig::default() };
     for topic in ["warm", TOPIC] {
         let mut config = config.clone();
@@ -146,11 +151,16 @@ fn conversation(ground: &mut Ground<'_>, ingress: Ingress, egress: Egress, fetch
     };
     let ingress_bytes = after.shard.ingress_bytes - before.shard.ingress_bytes;
     let in_place_bytes = after.shard.ingress_in_place_bytes - before.shard.ingress_in_place_bytes;
+    // What a zero-copy strategy sent by copying, as in `egress`.
+    let lends = fetches > 0 && is_told_later(egress) && ground.link != Link::Loopback;
+    let lent_bytes = after.shard.zero_copy.sent_bytes - before.shard.zero_copy.sent_bytes;
+    let plain_bytes = if lends { exchange.fetched_bytes.saturating_sub(lent_bytes) } else { 0 };
     let last_block_bytes = after.shard.last_block_copied_bytes - before.shard.last_block_copied_bytes;
     Ok(Moved {
         exchange,
         carried_bytes: ingress_bytes,
-        remainder_bytes: (in_place_bytes > 0).then_some(ingress_bytes - in_place_bytes + last_block_bytes),
+        remainder_bytes: (in_place_bytes > 0)
+            .then_some(ingress_bytes - in_place_bytes + last_block_bytes + plain_bytes),
         sent_bytes: sent(&after) - sent(&before),
         user_copied_bytes: user_copied(&after) - user_copied(&before),
         link: ground.link,

@@ -64,8 +64,7 @@ impl Link {
 /// Whether the kernel tells later, by a notice of its own, that the source may change: a zero-copy send.
 #[must_use]
 pub fn is_told_later(egress: Egress) -> bool {
-    let signal = egress.free_signal();
-    signal != FreeSignal::Completion && signal != FreeSignal::None
+    egress.free_signal() == FreeSignal::Release
 }
 
 #[cfg(test)]
