@@ -1,6 +1,5 @@
 //! A log that is sent: one topic, its first segment sealed and exactly full.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +13,8 @@ use super::load::batch;
 const BLOCK_BYTES: usize = 1 << 20;
 /// How long sealing a segment may take.
 const SEALING_PATIENCE: Duration = Duration::from_secs(20);
+/// Between a file that is there and the shard that knows it.
+const HEARING: Duration = Duration::from_millis(50);
 
 /// The first segment of a topic's partition 0, one record in each batch.
 #[derive(Clone, Debug)]
@@ -45,19 +46,16 @@ impl Stored {
         for number in 0..batches + 2 {
             block_on(partition.append(&batch(about_batch_bytes, number), None))?;
         }
-        // What is sealed is cut to its length.
-        let path = data.join(format!("{topic}-0/00000000000000000000.log"));
+        // What is sealed is cut to its length and flushed, and gets its indexes, the offset index last.
+        let path = data.join(format!("{topic}-0/00000000000000000000.index"));
         let begun = Instant::now();
-        while fs::metadata(&path).with_context(|| format!("looking at {}", path.display()))?.len()
-            != stored.bytes()
-        {
-            ensure!(
-                begun.elapsed() < SEALING_PATIENCE,
-                "{} is not sealed after {SEALING_PATIENCE:?}",
-                path.display()
-            );
+        while !path.exists() {
+            let waited = begun.elapsed();
+            ensure!(waited < SEALING_PATIENCE, "{} is not there after {waited:?}", path.display());
             std::thread::sleep(Duration::from_millis(5));
         }
+        // And the shard hears of it from a helper.
+        block_on(engine.on_shard(|shard| async move { shard.ring().sleep(HEARING).await }))?;
         Ok(stored)
     }
 
