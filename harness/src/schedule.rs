@@ -17,6 +17,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::floor::has_floor;
 use crate::spec::{Load, Pair, RunSpec};
 use crate::units::{Pace, binary_bytes};
 
@@ -202,7 +203,8 @@ fn floors_of_a_block(spec: &RunSpec) -> Vec<Cell> {
     let mut cells: Vec<Cell> = Vec::new();
     for &batch_bytes in &spec.batch_bytes {
         for &load in &spec.loads {
-            for row in spec.rows.iter().map(|row| row.floor(load)) {
+            // A strategy is there before its floor is.
+            for row in spec.rows.iter().map(|row| row.floor(load)).filter(|row| has_floor(&row.egress)) {
                 let (kind, pace) = (CellKind::Throughput, pace_of(spec, load));
                 let cell = Cell { index: 0, block: 0, row, again: false, load, batch_bytes, kind, pace };
                 if !cells.contains(&cell) {
@@ -316,6 +318,20 @@ mod tests {
             plan.cells.iter().all(|cell| cell.kind == CellKind::Throughput),
             "no producers, no produce latency"
         );
+    }
+
+    #[test]
+    fn every_egress_has_a_floor_or_is_compared_without() {
+        for egress in ringlog::Egress::ALL.iter().filter(|egress| egress.delivers()) {
+            let row = format!("copy+{egress}");
+            let spec = spec(&format!("--rows {row} --loads catch-up,fan-out,mixed,tail --blocks 1"));
+            assert!(has_floor(&spec.rows[0].floor(Load::CatchUp).egress), "{egress} has none");
+            let mut unknown = spec.clone();
+            unknown.rows[0].egress = "new".to_owned();
+            let plan = Plan::new(&unknown, 1, true);
+            let floors = plan.cells.iter().filter(|cell| cell.row.is_floor());
+            assert!(floors.map(|cell| cell.load).all(|load| load == Load::Tail), "only memory's is known");
+        }
     }
 
     #[test]

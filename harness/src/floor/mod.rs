@@ -34,7 +34,7 @@ use ringlog::sys::{Gather, Lease, Ring, Socket, UringOptions};
 use ringlog_broker::wire::fetch::{FetchOutcome, FetchRequest, FetchResponseTerms, FetchResponseWriter};
 use ringlog_broker::wire::{ApiKey, Decoder, GappedFrame, Message, RequestHeader, Uuid};
 
-use crate::spec::FLOOR;
+use crate::spec::{FLOOR, FLOOR_MEMORY};
 use disk::Disk;
 use egress::Way;
 use memory::Memory;
@@ -77,6 +77,12 @@ pub struct ServeFloor {
     /// How they get to sockets
     #[arg(long, default_value = "copy")]
     egress: String,
+}
+
+/// Whether there is a floor for an egress strategy: a new one is compared before somebody has written its floor.
+#[must_use]
+pub fn has_floor(egress: &str) -> bool {
+    egress == FLOOR_MEMORY || egress.parse::<Way>().is_ok()
 }
 
 struct Floor {
