@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// What a pipe is asked to hold: the most that an ordinary user gets.
-const PIPE_BYTES: i32 = 1 << 20;
+pub const PIPE_BYTES: i32 = 1 << 20;
 /// Empty pipes that a ring keeps for the next one who needs one.
 pub const PIPES_KEPT_MAX: usize = 16;
 

@@ -17,6 +17,7 @@ use std::rc::Rc;
 use io_uring::{IoUring, opcode, squeue, types as uring_types};
 
 pub use handle::{AddressClaim, OsHandle, SockAddr};
+pub(super) use setup::set_up;
 pub use setup::{Setup, UringError, UringOptions};
 
 use self::handle::FixedTable;
@@ -38,7 +39,7 @@ const OWN_CANCEL: u64 = OWN | 1;
 const OWN_ACCEPT: u64 = OWN | 1 << 32;
 
 /// Chunks of memory that can be registered at once.
-const FIXED_BUFFERS: u32 = 1024;
+pub(super) const FIXED_BUFFERS: u32 = 1024;
 
 /// One thread's io_uring.
 pub struct Uring {
