@@ -70,7 +70,6 @@ fn operations(ring: &IoUring) -> Vec<Operation> {
     let asked = [
         ("SPLICE", "5.7", opcode::Splice::CODE),
         ("TEE", "5.8", opcode::Tee::CODE),
-        ("MSG_RING", "5.18", opcode::MsgRingData::CODE),
         ("SEND_ZC", "6.0", opcode::SendZc::CODE),
         ("SENDMSG_ZC", "6.1", opcode::SendMsgZc::CODE),
     ];
