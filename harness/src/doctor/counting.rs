@@ -104,6 +104,7 @@ fn lockdown(host: &Host) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::host::telling;
 
     const SYMBOLS: &str = "ffffffff81b6aab0 T _copy_to_iter_nofault\nffffffff81b6aac0 D _copy_to_iter\n\
                            ffffffff81b6aad0 T _copy_to_iter\nffffffff81b6aae0 t x\t[module]\n";
@@ -115,20 +116,9 @@ mod tests {
         assert_eq!(address_of("garbage\n", ROUTINE), None);
     }
 
-    fn host(texts: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in texts {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        let host = Host::below(root.path());
-        (root, host)
-    }
-
     #[test]
     fn every_refusal_of_a_breakpoint_has_its_words() {
-        let (_root, told) = host(&[("proc/kallsyms", SYMBOLS)]);
+        let (_root, told) = telling(&[("proc/kallsyms", SYMBOLS)]);
         let of = |errno| breakpoints(&told, |_| Err(io::Error::from_raw_os_error(errno)));
         assert!(of(libc::EPERM).cure.starts_with("sudo"));
         assert!(of(libc::EINVAL).found.contains("CONFIG_KPROBES"));
@@ -139,7 +129,7 @@ mod tests {
         });
         assert_eq!(granted.state, State::Good);
         let hidden = SYMBOLS.replace("ffffffff81b6aad0", "0000000000000000");
-        let (_root, hidden) = host(&[("proc/kallsyms", &hidden)]);
+        let (_root, hidden) = telling(&[("proc/kallsyms", &hidden)]);
         let unasked = |_| unreachable!("nobody asks for a breakpoint on nothing");
         assert!(breakpoints(&hidden, unasked).found.contains("hidden"));
         assert!(breakpoints(&Host::below("/nowhere"), unasked).found.contains("kallsyms"));
@@ -148,7 +138,7 @@ mod tests {
     #[test]
     fn what_binds_users_does_not_bind_root() {
         let paranoid_path = "proc/sys/kernel/perf_event_paranoid";
-        let (_root, user) = host(&[
+        let (_root, user) = telling(&[
             (paranoid_path, "4\n"),
             ("proc/self/status", "CapEff:\t0000000000000000\n"),
             ("proc/sys/kernel/kptr_restrict", "2\n"),
@@ -157,7 +147,7 @@ mod tests {
         let states = [paranoid(&user).state, addresses(&user).state, lockdown(&user).state];
         assert_eq!(states, [State::Degraded; 3]);
         let (_root, root) =
-            host(&[(paranoid_path, "4\n"), ("proc/self/status", "CapEff:\t000001ffffffffff\n")]);
+            telling(&[(paranoid_path, "4\n"), ("proc/self/status", "CapEff:\t000001ffffffffff\n")]);
         let states = [paranoid(&root).state, addresses(&root).state, lockdown(&root).state];
         assert_eq!(states, [State::Good; 3]);
         assert_eq!(paranoid(&Host::below("/nowhere")).state, State::Missing);

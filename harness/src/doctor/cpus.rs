@@ -64,8 +64,8 @@ fn ranges(cores: &[usize]) -> String {
 }
 
 fn quota(quota: Option<f64>, allowed: usize) -> Finding {
-    let Some(quota) = quota else { return Finding::good("quota", "none (cgroup cpu.max)") };
-    let finding = Finding::good("quota", format!("{quota} cores' worth of time (cgroup cpu.max)"));
+    let Some(quota) = quota else { return Finding::good("quota", "none in this cgroup") };
+    let finding = Finding::good("quota", format!("{quota} cores' worth of time in this cgroup"));
     let shards = allowed.min((quota.floor() as usize).max(1));
     if quota >= allowed as f64 {
         return finding;
@@ -121,6 +121,7 @@ fn governor(host: &Host) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::host::telling;
 
     #[test]
     fn lists_of_cores_are_counted_and_written() {
@@ -143,12 +144,10 @@ mod tests {
 
     #[test]
     fn affinity_and_governor_are_read() {
-        let root = tempfile::tempdir().unwrap();
-        let cpu = root.path().join("sys/devices/system/cpu");
-        std::fs::create_dir_all(cpu.join("cpu0/cpufreq")).unwrap();
-        std::fs::write(cpu.join("online"), "0-7\n").unwrap();
-        std::fs::write(cpu.join("cpu0/cpufreq/scaling_governor"), "powersave\n").unwrap();
-        let host = Host::below(root.path());
+        let (_root, host) = telling(&[
+            ("sys/devices/system/cpu/online", "0-7\n"),
+            ("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "powersave\n"),
+        ]);
         let some = cores(&host, &[2, 3]);
         assert_eq!((some.found.as_str(), some.state), ("2 of 8 allowed: 2-3", State::Degraded));
         assert!(some.cure.contains("0-7"));

@@ -186,6 +186,7 @@ fn pipes(host: &Host) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::host::telling;
 
     #[test]
     fn a_directory_in_memory_is_usable_and_promises_nothing() {
@@ -219,12 +220,9 @@ mod tests {
     #[test]
     fn small_pipes_are_named_with_the_sysctl() {
         let of = |most: &str, soft: &str| {
-            let root = tempfile::tempdir().unwrap();
-            let fs = root.path().join("proc/sys/fs");
-            std::fs::create_dir_all(&fs).unwrap();
-            std::fs::write(fs.join("pipe-max-size"), most).unwrap();
-            std::fs::write(fs.join("pipe-user-pages-soft"), soft).unwrap();
-            pipes(&Host::below(root.path()))
+            let (_root, host) =
+                telling(&[("proc/sys/fs/pipe-max-size", most), ("proc/sys/fs/pipe-user-pages-soft", soft)]);
+            pipes(&host)
         };
         assert_eq!(of("1048576\n", "16384\n").state, State::Good);
         assert_eq!(of("1048576\n", "0\n").state, State::Good, "0 is no limit");

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 /// `CAP_IPC_LOCK`: memory is locked without a limit.
 pub(super) const RIGHT_TO_LOCK: u32 = 14;
+/// `CAP_SYS_RESOURCE`: hard limits are raised.
+pub(super) const RIGHT_TO_RAISE_LIMITS: u32 = 24;
 /// `CAP_SYS_ADMIN`.
 pub(super) const RIGHT_TO_ADMINISTER: u32 = 21;
 
@@ -74,18 +76,31 @@ pub(super) fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
+/// Paths below the root, and what stands there.
+#[cfg(test)]
+pub(super) type Texts<'a> = &'a [(&'a str, &'a str)];
+
+/// A host that tells these texts and no others, for as long as the directory is kept.
+#[cfg(test)]
+pub(super) fn telling(texts: Texts<'_>) -> (tempfile::TempDir, Host) {
+    let root = tempfile::tempdir().unwrap();
+    for (path, text) in texts {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let host = Host::below(root.path());
+    (root, host)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn texts_of_the_kernel_are_read() {
-        let root = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(root.path().join("proc/self")).unwrap();
         let status = "Name:\tx\nCapPrm:\t0\nCapEff:\t0000000000204000\nSeccomp:\t2\nSeccomp_filters:\t1\n";
-        std::fs::write(root.path().join("proc/self/status"), status).unwrap();
-        std::fs::write(root.path().join("proc/wmem"), "4096\t16384\t4194304\n").unwrap();
-        let host = Host::below(root.path());
+        let (root, host) = telling(&[("proc/self/status", status), ("proc/wmem", "4096\t16384\t4194304\n")]);
         assert_eq!(host.status("Seccomp").as_deref(), Some("2"));
         assert!(host.has_right(RIGHT_TO_LOCK) && host.has_right(RIGHT_TO_ADMINISTER) && !host.has_right(0));
         assert_eq!(host.number("/proc/wmem"), Some(4_194_304));

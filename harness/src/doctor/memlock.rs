@@ -4,7 +4,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use ringlog::sys::probe::RingOffer;
 
 use super::finding::{Finding, State};
-use super::host::{Host, RIGHT_TO_LOCK};
+use super::host::{Host, RIGHT_TO_LOCK, RIGHT_TO_RAISE_LIMITS};
 
 /// What the shards of an engine may take for moving bytes.
 #[derive(Clone, Copy, Debug)]
@@ -64,19 +64,24 @@ fn shards(count: usize) -> String {
 
 /// How the limit is raised, by whoever may.
 pub(super) fn cure(host: &Host) -> String {
-    let hard = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(_, hard)| hard);
-    if host.is_container() {
-        "docker run --ulimit memlock=-1".to_owned()
-    } else if hard == RLIM_INFINITY || nix::unistd::geteuid().is_root() {
-        "ulimit -l unlimited (a memlock limit in the shell; of a service: LimitMEMLOCK=infinity)".to_owned()
+    cure_above(host, getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(_, hard)| hard))
+}
+
+fn cure_above(host: &Host, hard: u64) -> String {
+    let words = if hard == RLIM_INFINITY || host.has_right(RIGHT_TO_RAISE_LIMITS) {
+        "ulimit -l unlimited, in the shell that starts it (of a service: LimitMEMLOCK=infinity)"
+    } else if host.is_container() {
+        "docker run --ulimit memlock=-1"
     } else {
-        "sudo prlimit --memlock=unlimited --pid $$ (of a service: LimitMEMLOCK=infinity)".to_owned()
-    }
+        "sudo prlimit --memlock=unlimited --pid $$ (of a service: LimitMEMLOCK=infinity)"
+    };
+    words.to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::host::telling;
 
     #[test]
     fn the_part_that_can_be_registered_is_told_and_what_follows_for_comparisons() {
@@ -94,11 +99,23 @@ mod tests {
         assert_eq!(some.state, State::Degraded);
         assert!(some.found.contains("a limit of 8192 KiB: 6 MiB of the arena (2 shards of 512 MiB), 0 %"));
         assert!(some.consequence.contains("servers of one comparison get unequal parts"));
-        assert!(some.cure.contains("memlock") && some.cure.contains("unlimited"), "{}", some.cure);
+        assert_eq!(some.cure, cure(&nobody));
         let all = judge(&nobody, None, &offer(1024, 1024), arena);
         assert_eq!(all.found, "no limit: all of the arena (2 shards of 512 MiB) can be registered");
         let large = Arena { shards: 64, ..arena };
         let tried = judge(&nobody, None, &offer(2048, 2048), large);
         assert!(tried.state == State::Good && tried.found.contains("2048 MiB of the arena (64 shards"));
+    }
+
+    #[test]
+    fn the_cure_is_one_that_this_user_can_take() {
+        let (_root, host) = telling(&[]);
+        assert!(cure_above(&host, 8 << 20).starts_with("sudo prlimit"));
+        assert!(cure_above(&host, RLIM_INFINITY).starts_with("ulimit -l unlimited"));
+        let (_root, host) = telling(&[(".dockerenv", "")]);
+        assert_eq!(cure_above(&host, 8 << 20), "docker run --ulimit memlock=-1");
+        let (_root, host) =
+            telling(&[(".dockerenv", ""), ("proc/self/status", "CapEff:\t0000000001000000\n")]);
+        assert!(cure_above(&host, 8 << 20).starts_with("ulimit -l unlimited"), "CAP_SYS_RESOURCE suffices");
     }
 }

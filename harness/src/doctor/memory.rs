@@ -25,7 +25,7 @@ fn available(host: &Host, meminfo: &str, arena: Arena) -> Finding {
     let (mut free, all) = (free * 1024, all * 1024);
     let mut found = format!("{} of {} MiB", mib(free), mib(all));
     if let Some(limit) = limit(host).filter(|limit| *limit < all) {
-        found.push_str(&format!(", a limit of {} MiB for this cgroup (memory.max)", mib(limit)));
+        found.push_str(&format!(", a limit of {} MiB for this cgroup", mib(limit)));
         free = free.min(limit);
     }
     found.push_str(&format!("; arenas grow to {} MiB", mib(arena.bytes())));
@@ -40,11 +40,22 @@ fn available(host: &Host, meminfo: &str, arena: Arena) -> Finding {
     )
 }
 
-/// Of memory, for the cgroup that this process is in; none where it is not limited.
+/// Of memory, for the cgroup that this process is in: `memory.max`, or `memory.limit_in_bytes` of the older hierarchies;
+/// none where it is not limited.
 fn limit(host: &Host) -> Option<u64> {
-    let groups = host.text("/proc/self/cgroup")?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    host.text(&format!("/sys/fs/cgroup{}/memory.max", group.trim_end_matches('/')))?.parse().ok()
+    host.text("/proc/self/cgroup")?.lines().find_map(|line| {
+        let mut words = line.splitn(3, ':');
+        let (_number, controllers, group) = (words.next()?, words.next()?, words.next()?);
+        let (hierarchy, name) = match controllers {
+            "" => ("", "memory.max"),
+            "memory" => ("/memory", "memory.limit_in_bytes"),
+            _ => return None,
+        };
+        // A container may see its own group as the root, and still be told the name that it has outside.
+        [group.trim_end_matches('/'), ""]
+            .iter()
+            .find_map(|group| host.text(&format!("/sys/fs/cgroup{hierarchy}{group}/{name}"))?.parse().ok())
+    })
 }
 
 fn swap(meminfo: &str) -> Finding {
@@ -90,25 +101,15 @@ fn reserved(meminfo: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::host::telling;
 
     const MEMINFO: &str = "MemTotal:        2048000 kB\nMemFree:  1 kB\nMemAvailable:    1048576 kB\n\
                            SwapTotal: 2097152 kB\nSwapFree: 1048576 kB\nHugePages_Total:       4\n\
                            HugePages_Free:        3\nHugepagesize:       2048 kB";
 
-    fn host(texts: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in texts {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        let host = Host::below(root.path());
-        (root, host)
-    }
-
     #[test]
     fn arenas_are_held_against_what_there_is() {
-        let (_root, free) = host(&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "max\n")]);
+        let (_root, free) = telling(&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "max\n")]);
         let arena = |shards| Arena { shards, bytes_each: 512 << 20 };
         let fits = available(&free, MEMINFO, arena(2));
         assert_eq!(
@@ -117,16 +118,22 @@ mod tests {
         );
         let larger = available(&free, MEMINFO, arena(8));
         assert!(larger.state == State::Degraded && larger.cure.ends_with("--cores 2"), "{larger:?}");
-        let limit = [
+        let texts = [
             ("proc/self/cgroup", "1:cpu:/x\n0::/a.slice\n"),
             ("sys/fs/cgroup/a.slice/memory.max", "629145600"),
         ];
-        let (_root, limited) = host(&limit);
+        let (_root, limited) = telling(&texts);
         let limited = available(&limited, MEMINFO, arena(2));
         assert!(
             limited.found.contains("a limit of 600 MiB") && limited.cure.ends_with("--cores 1"),
             "{limited:?}"
         );
+        let old = [
+            ("proc/self/cgroup", "4:memory:/docker/x\n0::/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "629145600\n"),
+        ];
+        let (_root, old) = telling(&old);
+        assert_eq!(limit(&old), Some(600 << 20), "in a container the group is the root");
         assert!(available(&free, "nothing", arena(1)).found.contains("not told"));
     }
 
@@ -137,7 +144,7 @@ mod tests {
         assert_eq!(swap("SwapTotal: 0 kB").state, State::Good);
         assert!(reserved(MEMINFO).found.starts_with("3 of 4 pages of 2048 KiB"));
         let of = |text| {
-            let (_root, host) = host(&[("sys/kernel/mm/transparent_hugepage/enabled", text)]);
+            let (_root, host) = telling(&[("sys/kernel/mm/transparent_hugepage/enabled", text)]);
             transparent(&host).state
         };
         assert_eq!(of("always [madvise] never"), State::Good);

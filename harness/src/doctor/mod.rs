@@ -106,7 +106,7 @@ fn examine(
     Ok(Examination {
         format: FORMAT,
         kernel: host.release(),
-        data_dir: data_dir.display().to_string(),
+        data_dir: std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned()).display().to_string(),
         can_run: offer.is_ok() && disk.is_usable,
         sections: vec![
             ring::look(host, offer, arena),
@@ -122,18 +122,18 @@ fn examine(
 
 #[cfg(test)]
 mod tests {
+    use super::host::telling;
     use super::*;
 
     #[test]
     fn without_io_uring_the_rest_is_told_all_the_same() {
-        let root = tempfile::tempdir().unwrap();
-        let kernel = root.path().join("proc/sys/kernel");
-        std::fs::create_dir_all(&kernel).unwrap();
-        std::fs::write(kernel.join("io_uring_disabled"), "2\n").unwrap();
-        std::fs::write(kernel.join("osrelease"), "6.8.0-31-generic\n").unwrap();
+        let (root, host) = telling(&[
+            ("proc/sys/kernel/io_uring_disabled", "2\n"),
+            ("proc/sys/kernel/osrelease", "6.8.0-31-generic\n"),
+        ]);
         let offer = Err(UringError::Forbidden { disabled: "2".to_owned() });
         let arena = Arena { shards: 2, bytes_each: 512 << 20 };
-        let seen = examine(&Host::below(root.path()), &offer, arena, root.path()).unwrap();
+        let seen = examine(&host, &offer, arena, root.path()).unwrap();
         assert!(!seen.can_run && seen.choice.is_none());
         assert_eq!(seen.sections.len(), 6);
         let page = page::page(&seen);

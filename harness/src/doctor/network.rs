@@ -84,6 +84,7 @@ fn buffer(host: &Host, name: &str, path: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::host::telling;
 
     fn card(name: &str, gathers: bool, cuts_segments: bool) -> Card {
         Card { name: name.to_owned(), gathers, makes_checksums: true, cuts_segments }
@@ -104,17 +105,12 @@ mod tests {
 
     #[test]
     fn cards_that_are_down_are_left_out_and_small_buffers_said() {
-        let root = tempfile::tempdir().unwrap();
-        let write = |path: &str, text: &str| {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        };
-        write("sys/class/net/eth1/operstate", "down\n");
-        write("sys/class/net/lo/operstate", "unknown\n");
-        write("proc/sys/net/ipv4/tcp_wmem", "4096\t16384\t262144\n");
-        write("proc/sys/net/ipv4/tcp_rmem", "4096\t131072\t6291456\n");
-        let host = Host::below(root.path());
+        let (_root, host) = telling(&[
+            ("sys/class/net/eth1/operstate", "down\n"),
+            ("sys/class/net/lo/operstate", "unknown\n"),
+            ("proc/sys/net/ipv4/tcp_wmem", "4096\t16384\t262144\n"),
+            ("proc/sys/net/ipv4/tcp_rmem", "4096\t131072\t6291456\n"),
+        ]);
         let seen = of_cards(&host, Ok(vec![card("eth1", true, true), card("lo", true, true)]));
         assert_eq!(seen.len(), 1);
         assert_eq!(seen[0].name, "card lo");

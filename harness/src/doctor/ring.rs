@@ -135,18 +135,7 @@ fn forbidden(host: &Host) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A host that tells these texts and no others.
-    fn host(texts: &[(&str, &str)]) -> (tempfile::TempDir, Host) {
-        let root = tempfile::tempdir().unwrap();
-        for (path, text) in texts {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        let host = Host::below(root.path());
-        (root, host)
-    }
+    use crate::doctor::host::{Texts, telling};
 
     const DISABLED: &str = "proc/sys/kernel/io_uring_disabled";
     const STATUS: &str = "proc/self/status";
@@ -154,7 +143,7 @@ mod tests {
     #[test]
     fn a_refusal_is_put_down_to_the_cause_that_holds() {
         let denied = || UringError::Forbidden { disabled: "read elsewhere".to_owned() };
-        let cases: [(&[(&str, &str)], UringError, &str, &str); 9] = [
+        let cases: [(Texts<'_>, UringError, &str, &str); 8] = [
             (&[(DISABLED, "2\n"), (STATUS, "Seccomp:\t2\n")], denied(), "is 2", "io_uring_disabled=0"),
             (
                 &[(DISABLED, "1\n"), ("proc/sys/kernel/io_uring_group", "977\n")],
@@ -178,15 +167,9 @@ mod tests {
                 "CONFIG_IO_URING=y",
             ),
             (&[], UringError::NoMemory { memlock_bytes: 65536 }, "65536 bytes", "memlock"),
-            (
-                &[(".dockerenv", "")],
-                UringError::NoMemory { memlock_bytes: 1 },
-                "ENOMEM",
-                "--ulimit memlock=-1",
-            ),
         ];
         for (texts, error, found, cure) in cases {
-            let (_root, host) = host(texts);
+            let (_root, host) = telling(texts);
             let section = look(&host, &Err(error), memlock::Arena { shards: 1, bytes_each: 1 << 20 });
             let [finding] = section.findings.as_slice() else { panic!("{section:?}") };
             assert_eq!(finding.state, State::Missing);
