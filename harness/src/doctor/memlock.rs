@@ -69,7 +69,7 @@ pub(super) fn cure(host: &Host) -> String {
 
 fn cure_above(host: &Host, hard: u64) -> String {
     let words = if hard == RLIM_INFINITY || host.has_right(RIGHT_TO_RAISE_LIMITS) {
-        "ulimit -l unlimited, in the shell that starts it (of a service: LimitMEMLOCK=infinity)"
+        "ulimit -l unlimited: no memlock limit in this shell (of a service: LimitMEMLOCK=infinity)"
     } else if host.is_container() {
         "docker run --ulimit memlock=-1"
     } else {
@@ -88,7 +88,7 @@ mod tests {
         let offer = |asked: u64, registered: u64| RingOffer {
             setup: ringlog::sys::Setup::default(),
             operations: Vec::new(),
-            clones_buffers: false,
+            clones_buffers: None,
             registered_bytes: registered << 20,
             asked_bytes: asked << 20,
             refusal: (registered < asked).then(|| std::io::Error::from_raw_os_error(12)),

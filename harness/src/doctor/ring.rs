@@ -33,16 +33,23 @@ fn granted(host: &Host, offer: &RingOffer, arena: memlock::Arena) -> Vec<Finding
             "egress direct_zc and tail_zc cannot be used",
         ),
         operations("splice and tee", &[known("SPLICE"), known("TEE")], "egress ring_splice cannot be used"),
-        match offer.clones_buffers {
-            true => Finding::good("clone buffers", "a ring can take over the registered memory of another"),
-            false => Finding::good("clone buffers", "not known").but(
-                State::Missing,
-                "each ring registers its memory itself, and each is charged to the memlock limit",
-                "Linux 6.12 or newer",
-            ),
-        },
+        clones(host, offer.clones_buffers),
         memlock::look(host, offer, arena),
     ]
+}
+
+fn clones(host: &Host, known: Option<bool>) -> Finding {
+    let name = "clone buffers";
+    let without = "each ring registers its memory itself, and each is charged to the memlock limit";
+    match known {
+        Some(true) => Finding::good(name, "a ring can take over the registered memory of another"),
+        Some(false) => Finding::good(name, "not known").but(State::Missing, without, "Linux 6.12 or newer"),
+        None => Finding::good(name, "not asked: no second ring was granted beside the first").but(
+            State::Missing,
+            "an engine of more than one shard cannot run here",
+            memlock::cure(host),
+        ),
+    }
 }
 
 fn flags(granted: &[&str], refused: &[&str]) -> Finding {
@@ -180,6 +187,10 @@ mod tests {
 
     #[test]
     fn flags_and_operations_of_an_older_kernel_are_named_with_the_kernel_that_has_them() {
+        let of = |known| clones(&Host::below("/nowhere"), known);
+        assert_eq!((of(Some(true)).state, of(Some(false)).state), (State::Good, State::Missing));
+        assert!(of(Some(false)).cure.contains("6.12"));
+        assert!(!of(None).cure.contains("6.12") && of(None).cure.contains("memlock"), "{:?}", of(None));
         let finding = flags(&["SUBMIT_ALL", "SINGLE_ISSUER", "DEFER_TASKRUN"], &["NO_SQARRAY"]);
         assert_eq!(finding.state, State::Degraded);
         assert!(finding.found.contains("not known: NO_SQARRAY (Linux 6.6)"), "{finding:?}");

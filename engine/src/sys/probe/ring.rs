@@ -18,8 +18,9 @@ pub struct RingOffer {
     pub setup: Setup,
     /// Operations that strategies ask for.
     pub operations: Vec<Operation>,
-    /// Whether a ring can take over the registered buffers of another (Linux 6.12).
-    pub clones_buffers: bool,
+    /// Whether a ring can take over the registered buffers of another (Linux 6.12); none where there was no room for a
+    /// second ring to ask with.
+    pub clones_buffers: Option<bool>,
     /// Memory that was accepted for registration, of what was asked for; the user's other rings have their part already.
     pub registered_bytes: u64,
     /// What was asked for: no more than one ring's table of buffers takes in pieces of 2 MiB, which is 2 GiB.
@@ -48,7 +49,7 @@ pub fn ring(memory_bytes: u64) -> Result<RingOffer, UringError> {
     let (ring, setup) = set_up(&UringOptions::default())?;
     let operations = operations(&ring);
     let sparse = ring.submitter().register_buffers_sparse(FIXED_BUFFERS);
-    let clones_buffers = sparse.is_ok() && clones_buffers(&ring);
+    let clones_buffers = sparse.as_ref().ok().and_then(|()| clones_buffers(&ring));
     let pieces = memory_bytes.div_ceil(PIECE_BYTES as u64).min(u64::from(FIXED_BUFFERS)) as u32;
     let (registered, refusal) = match sparse.and_then(|()| Piece::map()) {
         Ok(piece) => register(&ring, &piece, pieces),
@@ -78,9 +79,9 @@ fn operations(ring: &IoUring) -> Vec<Operation> {
 }
 
 /// An empty table is cloned as well as a full one, and where the kernel does not know how it says `EINVAL` before it looks.
-fn clones_buffers(ring: &IoUring) -> bool {
-    let Ok((other, _)) = set_up(&UringOptions::default()) else { return false };
-    other.submitter().register_buffers_clone(ring.as_raw_fd()).is_ok()
+fn clones_buffers(ring: &IoUring) -> Option<bool> {
+    let (other, _) = set_up(&UringOptions::default()).ok()?;
+    Some(other.submitter().register_buffers_clone(ring.as_raw_fd()).is_ok())
 }
 
 /// Registers one piece again and again: the limit is charged for each of them, and the memory is taken once.
