@@ -148,7 +148,7 @@ fn civil_date(days: i64) -> (i64, i64, i64) {
 }
 
 /// The mount with the longest point above the path; of two on one point the later, which hides the earlier.
-fn mount_of(mountinfo: &str, path: &Path) -> Option<Mount> {
+pub(crate) fn mount_of(mountinfo: &str, path: &Path) -> Option<Mount> {
     mountinfo
         .lines()
         .filter_map(parse_mount)

@@ -21,6 +21,7 @@ pub mod verify;
 
 // What is measured.
 pub mod cpu;
+pub mod doctor;
 pub mod environment;
 pub mod recorder;
 pub mod residency;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ringlog_harness::compare::{Compare, compare};
 use ringlog_harness::copies::{self, Copies, Guest, copies};
+use ringlog_harness::doctor::{Doctor, doctor};
 use ringlog_harness::floor::{ServeFloor, serve_floor};
 use ringlog_harness::record::{RunRecord, write_whole};
 use ringlog_harness::report;
@@ -24,6 +25,8 @@ struct Arguments {
 enum Command {
     /// Compare ways of moving bytes on this machine
     Compare(Box<Compare>),
+    /// Say what this host offers and refuses, what the engine will choose, and what would improve it
+    Doctor(Doctor),
     /// Make the page of a kept run again, from its run.json
     Report {
         /// The run's directory
@@ -44,6 +47,10 @@ enum Command {
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Compare(told) => match compare(*told)? {
+            true => Ok(ExitCode::SUCCESS),
+            false => Ok(ExitCode::FAILURE),
+        },
+        Command::Doctor(told) => match doctor(&told)? {
             true => Ok(ExitCode::SUCCESS),
             false => Ok(ExitCode::FAILURE),
         },

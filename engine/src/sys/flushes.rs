@@ -31,11 +31,11 @@ struct Mount {
     journal: Option<bool>,
 }
 
-/// Looks at the mount of `path`, which exists.
+/// What a flush of files at `path`, which exists, is worth: looks at its mount.
 ///
 /// # Errors
 /// What the kernel said.
-pub(super) fn flushes_of(path: &Path) -> io::Result<Flushes> {
+pub fn flushes_of(path: &Path) -> io::Result<Flushes> {
     let device = nix::sys::stat::stat(path)?.st_dev;
     let numbers = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let real = fs::canonicalize(path)?;

@@ -19,6 +19,7 @@ use io_uring::{IoUring, opcode, squeue, types as uring_types};
 
 pub use handle::{AddressClaim, OsHandle, SockAddr};
 pub(crate) use helpers::Sender as HelperSender;
+pub(super) use setup::set_up;
 pub use setup::{SPLICE_WORKERS_MAX, Setup, UringError, UringOptions};
 
 use self::handle::FixedTable;
@@ -51,7 +52,7 @@ const REPORT_USAGE: u16 = 1 << 3;
 const USAGE_COPIED: i32 = 1 << 31;
 
 /// Chunks of memory that can be registered at once.
-const FIXED_BUFFERS: u32 = 1024;
+pub(super) const FIXED_BUFFERS: u32 = 1024;
 
 /// Linux 6.14; the C library does not have it yet.
 const RWF_DONTCACHE: i32 = 0x80;

@@ -87,7 +87,7 @@ const STEPS: [&[&str]; 5] = [
     &[],
 ];
 
-pub(super) fn set_up(_options: &UringOptions) -> Result<(IoUring, Setup), UringError> {
+pub(in crate::sys) fn set_up(_options: &UringOptions) -> Result<(IoUring, Setup), UringError> {
     let mut last = None;
     for step in STEPS {
         match build(step) {
