@@ -109,6 +109,18 @@ pub struct Lease {
     end: u32,
 }
 
+/// What pages memory is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// Huge ones where the kernel has them to give, small ones else.
+    #[default]
+    Transparent,
+    /// Small ones.
+    Small,
+    /// Huge ones that were reserved beforehand (`vm.nr_hugepages`), or none at all.
+    Reserved,
+}
+
 /// How much memory an arena holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ArenaUse {
@@ -263,16 +275,30 @@ impl Shared {
 
 impl Chunk {
     /// Maps and touches memory for leases of `bytes`. Takes milliseconds: not for a shard's thread.
-    pub(crate) fn map(bytes: usize) -> std::io::Result<Chunk> {
+    pub(crate) fn map(bytes: usize, pages: Pages) -> std::io::Result<Chunk> {
         let class = class_of(bytes).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
         let bytes = chunk_bytes(class);
-        let reserve = bytes + CHUNK_ALIGN;
+        // Reserved pages lie where they must by themselves.
+        let (reserve, huge) = match pages {
+            Pages::Transparent | Pages::Small => (bytes + CHUNK_ALIGN, 0),
+            Pages::Reserved => (bytes, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB),
+        };
         let (read_write, private) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | huge);
         // SAFETY: an anonymous private mapping at an address of the kernel's choice touches nothing of ours.
         let raw = unsafe { libc::mmap(std::ptr::null_mut(), reserve, read_write, private, -1, 0) };
         if raw == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
+            let error = std::io::Error::last_os_error();
+            return Err(match pages {
+                Pages::Reserved => std::io::Error::new(
+                    error.kind(),
+                    format!(
+                        "{bytes} bytes of reserved huge pages: {error}. Cure: as root, `sysctl vm.nr_hugepages=N` with N \
+                         pages of 2 MiB more than are in use"
+                    ),
+                ),
+                Pages::Transparent | Pages::Small => error,
+            });
         }
         let aligned = (raw as usize).next_multiple_of(CHUNK_ALIGN);
         let (head, tail) = (aligned - raw as usize, raw as usize + reserve - (aligned + bytes));
@@ -288,7 +314,11 @@ impl Chunk {
         let base = NonNull::new(aligned as *mut u8).expect("mmap does not return null");
         // SAFETY: advice on our own fresh mapping; when the kernel refuses either, pages are touched below.
         let populated = unsafe {
-            libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+            match pages {
+                Pages::Transparent => _ = libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE),
+                Pages::Small => _ = libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_NOHUGEPAGE),
+                Pages::Reserved => {}
+            }
             libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) == 0
         };
         if !populated {
@@ -538,7 +568,7 @@ mod tests {
 
     fn arena_with(bytes: usize) -> Arena {
         let arena = Arena::new(64 << 20);
-        arena.adopt(Chunk::map(bytes).unwrap(), bytes, None);
+        arena.adopt(Chunk::map(bytes, Pages::Transparent).unwrap(), bytes, None);
         arena
     }
 
@@ -585,7 +615,7 @@ mod tests {
     fn growth_stops_at_the_budget() {
         let arena = Arena::new(3 << 20);
         assert_eq!(arena.growth_for(4096), Some(2 << 20));
-        arena.adopt(Chunk::map(4096).unwrap(), 4096, None);
+        arena.adopt(Chunk::map(4096, Pages::Transparent).unwrap(), 4096, None);
         assert_eq!(arena.growth_for(4096), None);
         assert!(arena.try_lease(LEASE_BYTES_MAX + 1).is_none());
     }
@@ -594,7 +624,7 @@ mod tests {
     #[test]
     fn large_blocks_that_nobody_uses_serve_small_leases() {
         let arena = Arena::new(16 << 20);
-        arena.adopt(Chunk::map(16 << 20).unwrap(), 16 << 20, None);
+        arena.adopt(Chunk::map(16 << 20, Pages::Transparent).unwrap(), 16 << 20, None);
         let large = arena.try_lease(16 << 20).unwrap();
         assert!(!arena.carve(4096), "it is in use");
         drop(large);

@@ -23,7 +23,7 @@ mod task;
 pub mod topology;
 mod uring;
 
-pub use arena::{Arena, ArenaUse, BLOCK_CLASSES, LEASE_BYTES_MAX, Lease, LeaseMut};
+pub use arena::{Arena, ArenaUse, BLOCK_CLASSES, LEASE_BYTES_MAX, Lease, LeaseMut, Pages};
 pub use capabilities::Capabilities;
 pub use clock::Moment;
 pub use flushes::Flushes;
@@ -35,7 +35,7 @@ pub use refusal::{is_failed_flush, is_passing};
 pub use residency::{Residency, residency};
 pub use ring::{Done, OPS_IN_FLIGHT_MAX, Ring, RingCounters, Timer};
 pub use task::{Executor, TASKS_MAX};
-pub use uring::{AddressClaim, Setup, UringError, UringOptions};
+pub use uring::{AddressClaim, Setup, SqPoll, UringError, UringOptions};
 
 /// What direct reads and writes are aligned to, in memory and in the file: the largest of what devices ask for.
 pub const BLOCK_BYTES: usize = 4096;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::arena::{Chunk, Lease, LeaseMut};
+use super::arena::{Chunk, Lease, LeaseMut, Pages};
 use super::flushes::Flushes;
 use super::gather::Gather;
 use super::sim::{SimFile, SimListener, SimLock, SimSocket};
@@ -200,6 +200,8 @@ pub(crate) enum Job {
     },
     MapChunk {
         bytes: usize,
+        /// What it is made of.
+        pages: Pages,
     },
     /// Closes a descriptor whose last close may take long (an unlinked segment).
     Close(std::os::fd::OwnedFd),

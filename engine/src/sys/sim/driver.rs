@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::disk::{DiskEvent, NameChange, Node};
 use super::world::{Address, Due, Outcome, State, World};
 use crate::sys::BLOCK_BYTES;
-use crate::sys::arena::{Arena, Chunk, Lease};
+use crate::sys::arena::{Arena, Chunk, Lease, Pages};
 use crate::sys::clock::Moment;
 use crate::sys::flushes::Flushes;
 use crate::sys::gather::Gather;
@@ -310,7 +310,11 @@ impl Drop for SimDriver {
 /// Another lease with the same bytes, from memory that nobody else uses.
 fn copy_of(spare: &Arena, lease: &Lease) -> Lease {
     let mut copy = spare.try_lease(lease.len()).unwrap_or_else(|| {
-        spare.adopt(Chunk::map(lease.len()).expect("memory for a copy"), lease.len(), None);
+        spare.adopt(
+            Chunk::map(lease.len(), Pages::Transparent).expect("memory for a copy"),
+            lease.len(),
+            None,
+        );
         spare.try_lease(lease.len()).expect("a chunk was just added")
     });
     copy[..lease.len()].copy_from_slice(lease);
@@ -475,7 +479,7 @@ impl State {
                 true => Flushes::DoNotReach("this world was told to lose them".to_owned()),
             }),
             Job::Lock { path } => self.lock(&path)?,
-            Job::MapChunk { bytes } => Reply::Chunk(Chunk::map(bytes)?),
+            Job::MapChunk { bytes, pages } => Reply::Chunk(Chunk::map(bytes, pages)?),
             Job::Close(fd) => {
                 drop(fd);
                 Reply::None

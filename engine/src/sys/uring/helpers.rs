@@ -177,7 +177,7 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
         Job::WarmCache { from, to } => warm_cache(file()?, from, to).map(done),
         Job::Flushes { path } => flushes_of(&path).map(SendReply::Flushes),
         Job::Lock { path } => lock(&path).map(SendReply::Lock),
-        Job::MapChunk { bytes } => Chunk::map(bytes).map(SendReply::Chunk),
+        Job::MapChunk { bytes, pages } => Chunk::map(bytes, pages).map(SendReply::Chunk),
         Job::Close(fd) => {
             drop(fd);
             Ok(SendReply::None)

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use io_uring::{IoUring, opcode, squeue, types as uring_types};
 
 pub use handle::{AddressClaim, OsHandle, SockAddr};
-pub use setup::{Setup, UringError, UringOptions};
+pub use setup::{Setup, SqPoll, UringError, UringOptions};
 
 use self::handle::FixedTable;
 use self::helpers::{Help, HelperPool};
@@ -48,6 +48,7 @@ pub struct Uring {
     enter_fd: i32,
     enter_flags: u32,
     setup: Setup,
+    options: UringOptions,
     helpers: HelperPool,
     bell: Rc<BellFd>,
     bell_value: Box<u64>,
@@ -97,11 +98,13 @@ impl Uring {
         let for_helpers = bell.try_clone().map_err(|source| UringError::Other { what: "eventfd", source })?;
         let helpers = HelperPool::start(options.helpers, for_helpers)
             .map_err(|source| UringError::Other { what: "helper thread", source })?;
-        let fixed_files = Rc::new(FixedTable::register(&ring));
-        let fixed_buffers = match ring.submitter().register_buffers_sparse(FIXED_BUFFERS) {
-            Ok(()) => 0,
-            Err(_) => FIXED_BUFFERS,
-        };
+        let fixed_files = Rc::new(match options.registered_files {
+            true => FixedTable::register(&ring),
+            false => FixedTable::default(),
+        });
+        let table = || ring.submitter().register_buffers_sparse(FIXED_BUFFERS).is_ok();
+        // A table that is full from the beginning takes nothing.
+        let fixed_buffers = if options.registered_buffers && table() { 0 } else { FIXED_BUFFERS };
         let (enter_fd, enter_flags) = match setup::register_ring_fd(ring.as_raw_fd()) {
             Ok(index) => (index, setup::ENTER_REGISTERED_RING),
             Err(_) => (ring.as_raw_fd(), 0),
@@ -111,6 +114,7 @@ impl Uring {
             enter_fd,
             enter_flags,
             setup,
+            options: *options,
             helpers,
             bell: Rc::new(BellFd(bell)),
             bell_value: Box::new(0),
@@ -129,6 +133,10 @@ impl Uring {
 
     pub(crate) fn setup(&self) -> &Setup {
         &self.setup
+    }
+
+    pub(crate) fn options(&self) -> &UringOptions {
+        &self.options
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -409,8 +417,15 @@ impl Uring {
         let now = self.now();
         self.counters.longest_tick_nanos =
             self.counters.longest_tick_nanos.max(now.nanos_since(self.last_visit));
-        let pending = !self.ring.submission().is_empty();
-        if wait || pending || self.ring.submission().taskrun() {
+        let submission = self.ring.submission();
+        let pending = match self.options.sqpoll {
+            None => !submission.is_empty(),
+            // What is queued is taken by itself while the kernel's thread is awake.
+            Some(_) => !submission.is_empty() && submission.need_wakeup(),
+        };
+        let deferred = submission.taskrun();
+        drop(submission);
+        if wait || pending || deferred {
             let timeout = deadline.map(|deadline| deadline.nanos_since(now));
             self.visit(u32::from(wait && timeout != Some(0)), timeout);
         }
@@ -419,11 +434,18 @@ impl Uring {
 
     /// Submits what is queued, runs completions, waits for `at_least` of them.
     fn visit(&mut self, at_least: u32, timeout_nanos: Option<u64>) {
-        let queued = self.ring.submission().len() as u32;
+        let submission = self.ring.submission();
+        let queued = submission.len() as u32;
+        let mut flags = self.enter_flags;
+        if self.options.sqpoll.is_some() {
+            flags |= if submission.need_wakeup() { setup::ENTER_SQ_WAKEUP } else { 0 };
+            flags |= if submission.is_full() { setup::ENTER_SQ_WAIT } else { 0 };
+        }
+        drop(submission);
         self.counters.system_calls += 1;
         self.counters.enters += 1;
         let timeout = if at_least > 0 { timeout_nanos } else { None };
-        match setup::enter(self.enter_fd, queued, at_least, self.enter_flags, timeout) {
+        match setup::enter(self.enter_fd, queued, at_least, flags, timeout) {
             Ok(_) => {}
             // A signal, the time-out, or a full completion queue that the caller is about to empty.
             Err(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN) => {}
