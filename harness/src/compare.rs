@@ -38,7 +38,7 @@ use crate::tables::is_clean;
 use crate::target::{BATCH_BYTES_MAX, Target};
 
 /// The load's memory; it takes what its windows need.
-const ARENA_BYTES_MAX: u64 = 4 << 30;
+pub(crate) const ARENA_BYTES_MAX: u64 = 4 << 30;
 
 /// What a comparison is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -55,7 +55,7 @@ pub struct Compare {
 }
 
 /// Removes the servers' logs when the run is over, also when it failed.
-struct DataDirectory(PathBuf);
+pub(crate) struct DataDirectory(pub(crate) PathBuf);
 
 /// Runs the comparison; says whether every record arrived whole, once and in order.
 ///
@@ -232,7 +232,7 @@ fn run_cells(
 
 /// The directory of a run. The user's may be there; one named after the time is this run's alone, whoever else began in the
 /// same second.
-fn own_directory(wanted: PathBuf, named: bool) -> Result<PathBuf> {
+pub(crate) fn own_directory(wanted: PathBuf, named: bool) -> Result<PathBuf> {
     if named {
         fs::create_dir_all(&wanted).with_context(|| format!("creating {}", wanted.display()))?;
         return Ok(wanted);
@@ -268,14 +268,14 @@ fn floor_of(data: &Path, cores: (usize, usize)) -> Option<Validity> {
 }
 
 /// What the floors of a run share: where they write, and the files that they catch up on, one set a batch size.
-struct Floors {
+pub(crate) struct Floors {
     /// Where all servers keep their logs.
-    data: PathBuf,
-    made: BTreeMap<usize, Rc<Made>>,
+    pub(crate) data: PathBuf,
+    pub(crate) made: BTreeMap<usize, Rc<Made>>,
 }
 
 impl Floors {
-    fn make(record: &RunRecord, payload: &Payload, data: &Path) -> Result<Floors> {
+    pub(crate) fn make(record: &RunRecord, payload: &Payload, data: &Path) -> Result<Floors> {
         let mut made = BTreeMap::new();
         let floors = || record.plan.cells.iter().filter(|cell| cell.row.is_floor());
         for cell in floors().filter(|cell| cell.load.catches_up()) {
@@ -290,14 +290,38 @@ impl Floors {
     }
 
     fn start(&self, cell: &Cell, record: &RunRecord, out: &Path) -> Result<Target> {
+        let egress = ["--egress".to_owned(), cell.row.egress.clone()];
+        self.start_as("serve-floor", &egress, cell, record, out)
+    }
+
+    /// An arm ([`crate::arms`]) in the floor's place, which `words` name.
+    pub(crate) fn start_arm(
+        &self,
+        words: &[String],
+        cell: &Cell,
+        record: &RunRecord,
+        out: &Path,
+    ) -> Result<Target> {
+        self.start_as("serve-arm", words, cell, record, out)
+    }
+
+    fn start_as(
+        &self,
+        command: &str,
+        words: &[String],
+        cell: &Cell,
+        record: &RunRecord,
+        out: &Path,
+    ) -> Result<Target> {
         let made = self.made.get(&cell.batch_bytes).filter(|_| cell.load.catches_up());
         let stored = made.map(|made| made.directory.as_path());
-        Target::start_floor(cell, &record.spec, stored, record.server_core, &self.data.join(FLOOR), out)
+        let (core, data) = (record.server_core, self.data.join(FLOOR));
+        Target::start_floor((command, words), cell, &record.spec, stored, core, &data, out)
     }
 
     /// Removes what the last one wrote. Emptied first: the kernel lets go of an ended process's ring, and of the files in
     /// it, some time later, and blocks that are freed then are discarded into the next cell.
-    fn clear(&self) -> Result<()> {
+    pub(crate) fn clear(&self) -> Result<()> {
         let path = self.data.join(FLOOR);
         let emptied = File::create(path.join(FLOOR)).map(drop);
         emptied.and_then(|()| fs::remove_dir_all(&path)).with_context(|| path.display().to_string())
@@ -361,7 +385,7 @@ fn ingress_fallback(before: &Value, after: &Value, ingress: &str) -> Option<Stri
 }
 
 impl DataDirectory {
-    fn create(spec: &RunSpec, out: &Path) -> Result<DataDirectory> {
+    pub(crate) fn create(spec: &RunSpec, out: &Path) -> Result<DataDirectory> {
         // In a directory of the user's, one of our own: nothing of theirs is ever removed.
         let path = match &spec.data_dir {
             Some(directory) => directory.join(format!("ringlog-compare-{}", std::process::id())),

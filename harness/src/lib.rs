@@ -38,6 +38,7 @@ pub mod summary;
 pub mod tables;
 
 // The load, and what it is put on.
+pub mod arms;
 pub mod cell;
 pub mod client;
 pub mod compare;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use ringlog_harness::arms::{Arms, ServeArm, arms, serve_arm};
 use ringlog_harness::compare::{Compare, compare};
 use ringlog_harness::copies::{self, Copies, Guest, copies};
 use ringlog_harness::doctor::{Doctor, doctor};
@@ -25,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Compare ways of moving bytes on this machine
     Compare(Box<Compare>),
+    /// Compare our ring with blocking threads, epoll and a runtime, and with itself set up otherwise
+    Arms(Box<Arms>),
     /// Say what this host offers and refuses, what the engine will choose, and what would improve it
     Doctor(Doctor),
     /// Make the page of a kept run again, from its run.json
@@ -42,11 +45,17 @@ enum Command {
     ServeChild(ServeChild),
     #[command(hide = true)]
     ServeFloor(ServeFloor),
+    #[command(hide = true)]
+    ServeArm(ServeArm),
 }
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Compare(told) => match compare(*told)? {
+            true => Ok(ExitCode::SUCCESS),
+            false => Ok(ExitCode::FAILURE),
+        },
+        Command::Arms(told) => match arms(&told)? {
             true => Ok(ExitCode::SUCCESS),
             false => Ok(ExitCode::FAILURE),
         },
@@ -65,5 +74,6 @@ fn main() -> Result<ExitCode> {
         Command::CopiesPeer => copies::peer().map(|()| ExitCode::SUCCESS),
         Command::ServeChild(told) => serve_child(&told).map(|()| ExitCode::SUCCESS),
         Command::ServeFloor(told) => serve_floor(&told).map(|()| ExitCode::SUCCESS),
+        Command::ServeArm(told) => serve_arm(&told).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -102,11 +102,12 @@ impl Target {
         Target::start("serve-child", &words, row, core, data_dir, logs)
     }
 
-    /// Starts the floor for one cell.
+    /// Starts the floor, or what takes its place, for one cell: the command, and what is said to it alone.
     ///
     /// # Errors
     /// As [`Target::start_child`].
-    pub fn start_floor(
+    pub(crate) fn start_floor(
+        (command, own_words): (&str, &[String]),
         cell: &Cell,
         spec: &RunSpec,
         stored: Option<&Path>,
@@ -120,11 +121,12 @@ impl Target {
         let [partitions, consumers, in_flight] = &numbers;
         let mut words =
             vec!["--partitions", partitions, "--consumers", consumers, "--in-flight-bytes", in_flight];
+        words.extend(own_words.iter().map(String::as_str));
         if let Some(stored) = stored {
             let stored = stored.to_str().with_context(|| format!("{} is not UTF-8", stored.display()))?;
-            words.extend(["--stored", stored, "--egress", &cell.row.egress]);
+            words.extend(["--stored", stored]);
         }
-        Target::start("serve-floor", &words, &cell.row, core, data_dir, logs)
+        Target::start(command, &words, &cell.row, core, data_dir, logs)
     }
 
     fn start(

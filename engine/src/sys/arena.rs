@@ -129,6 +129,18 @@ pub struct Lease {
 /// A lease that the kernel reads from until it says otherwise: its block counts against what may be lent.
 pub(crate) struct LentLease(Lease);
 
+/// What pages memory is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PageKind {
+    /// Huge ones where the kernel has them to give, small ones else.
+    #[default]
+    Transparent,
+    /// Small ones.
+    Small,
+    /// Huge ones that were reserved beforehand (`vm.nr_hugepages`), or none at all.
+    Reserved,
+}
+
 /// How much memory an arena holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ArenaUse {
@@ -289,16 +301,30 @@ impl Shared {
 
 impl Chunk {
     /// Maps and touches memory for leases of `bytes`. Takes milliseconds: not for a shard's thread.
-    pub(crate) fn map(bytes: usize) -> std::io::Result<Chunk> {
+    pub(crate) fn map(bytes: usize, pages: PageKind) -> std::io::Result<Chunk> {
         let class = class_of(bytes).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
         let bytes = chunk_bytes(class);
-        let reserve = bytes + CHUNK_ALIGN;
+        // Reserved pages lie where they must by themselves.
+        let (reserve, huge) = match pages {
+            PageKind::Transparent | PageKind::Small => (bytes + CHUNK_ALIGN, 0),
+            PageKind::Reserved => (bytes, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB),
+        };
         let (read_write, private) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | huge);
         // SAFETY: an anonymous private mapping at an address of the kernel's choice touches nothing of ours.
         let raw = unsafe { libc::mmap(std::ptr::null_mut(), reserve, read_write, private, -1, 0) };
         if raw == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
+            let error = std::io::Error::last_os_error();
+            return Err(match pages {
+                PageKind::Reserved => std::io::Error::new(
+                    error.kind(),
+                    format!(
+                        "{bytes} bytes of reserved huge pages: {error}. Cure: as root, `sysctl vm.nr_hugepages=N` with N \
+                         pages of 2 MiB more than are in use"
+                    ),
+                ),
+                PageKind::Transparent | PageKind::Small => error,
+            });
         }
         let aligned = (raw as usize).next_multiple_of(CHUNK_ALIGN);
         let (head, tail) = (aligned - raw as usize, raw as usize + reserve - (aligned + bytes));
@@ -314,7 +340,11 @@ impl Chunk {
         let base = NonNull::new(aligned as *mut u8).expect("mmap does not return null");
         // SAFETY: advice on our own fresh mapping; when the kernel refuses either, pages are touched below.
         let populated = unsafe {
-            libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+            match pages {
+                PageKind::Transparent => _ = libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE),
+                PageKind::Small => _ = libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_NOHUGEPAGE),
+                PageKind::Reserved => {}
+            }
             libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) == 0
         };
         if !populated {
@@ -669,7 +699,7 @@ mod tests {
 
     fn arena_with(bytes: usize) -> Arena {
         let arena = Arena::new(64 << 20);
-        arena.adopt(Chunk::map(bytes).unwrap(), bytes, None);
+        arena.adopt(Chunk::map(bytes, PageKind::Transparent).unwrap(), bytes, None);
         arena
     }
 
@@ -716,7 +746,7 @@ mod tests {
     fn growth_stops_at_the_budget() {
         let arena = Arena::new(3 << 20);
         assert_eq!(arena.growth_for(4096), Some(2 << 20));
-        arena.adopt(Chunk::map(4096).unwrap(), 4096, None);
+        arena.adopt(Chunk::map(4096, PageKind::Transparent).unwrap(), 4096, None);
         assert_eq!(arena.growth_for(4096), None);
         assert!(arena.try_lease(LEASE_BYTES_MAX + 1).is_none());
     }
@@ -724,8 +754,8 @@ mod tests {
     #[test]
     fn what_is_lent_is_counted_by_blocks_and_stays_within_its_part_of_the_budget() {
         let arena = Arena::new(16 << 20);
-        arena.adopt(Chunk::map(1 << 20).unwrap(), 1 << 20, None);
-        arena.adopt(Chunk::map(1 << 20).unwrap(), 1 << 20, None);
+        arena.adopt(Chunk::map(1 << 20, PageKind::Transparent).unwrap(), 1 << 20, None);
+        arena.adopt(Chunk::map(1 << 20, PageKind::Transparent).unwrap(), 1 << 20, None);
         let leases: Vec<Lease> = (0..5).map(|_| arena.try_lease(1 << 20).unwrap().freeze()).collect();
         // Three readers of one block keep one block.
         let mut lent: Vec<LentLease> = (0..3).map(|n| leases[0].slice(n..n + 9).lend().unwrap()).collect();
@@ -747,7 +777,7 @@ mod tests {
     #[test]
     fn large_blocks_that_nobody_uses_serve_small_leases() {
         let arena = Arena::new(16 << 20);
-        arena.adopt(Chunk::map(16 << 20).unwrap(), 16 << 20, None);
+        arena.adopt(Chunk::map(16 << 20, PageKind::Transparent).unwrap(), 16 << 20, None);
         let large = arena.try_lease(16 << 20).unwrap();
         assert!(!arena.carve(4096), "it is in use");
         drop(large);

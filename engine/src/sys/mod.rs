@@ -30,7 +30,7 @@ pub mod topology;
 mod uring;
 mod write_map;
 
-pub use arena::{Arena, ArenaUse, BLOCK_CLASSES, LEASE_BYTES_MAX, Lease, LeaseMut};
+pub use arena::{Arena, ArenaUse, BLOCK_CLASSES, LEASE_BYTES_MAX, Lease, LeaseMut, PageKind};
 pub use capabilities::Capabilities;
 pub use clock::Moment;
 pub use flushes::{Flushes, flushes_of};
@@ -47,7 +47,7 @@ pub use residency::{Residency, residency};
 pub use ring::{Done, OPS_IN_FLIGHT_MAX, Ring, RingCounters, Timer};
 pub use stamp::FileStamp;
 pub use task::{Executor, TASKS_MAX};
-pub use uring::{AddressClaim, SPLICE_WORKERS_MAX, Setup, UringError, UringOptions};
+pub use uring::{AddressClaim, SPLICE_WORKERS_MAX, Setup, SqPoll, UringError, UringOptions};
 
 /// What direct reads and writes are aligned to, in memory and in the file: the largest of what devices ask for.
 pub const BLOCK_BYTES: usize = 4096;

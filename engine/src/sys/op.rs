@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
-use super::arena::{Chunk, Lease, LeaseMut};
+use super::arena::{Chunk, Lease, LeaseMut, PageKind};
 use super::clock::Moment;
 use super::flushes::Flushes;
 use super::gather::Gather;
@@ -268,6 +268,8 @@ pub(crate) enum Job {
     },
     MapChunk {
         bytes: usize,
+        /// What it is made of.
+        pages: PageKind,
     },
     MapPages {
         bytes: usize,

@@ -18,7 +18,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::BLOCK_BYTES;
-use super::arena::{Arena, BLOCK_CLASSES, Chunk, Lease, LeaseMut, Window, class_of};
+use super::arena::{Arena, BLOCK_CLASSES, Chunk, Lease, LeaseMut, PageKind, Window, class_of};
 use super::capabilities::Capabilities;
 use super::clock::Moment;
 use super::flushes::Flushes;
@@ -452,7 +452,11 @@ impl Ring {
             self.sleep(LEASE_RETRY).await;
         }
         let _growing = Growing::new(&self.0.growing);
-        let reply = self.help(Job::MapChunk { bytes }, None).await;
+        let pages = match &*self.0.driver.borrow() {
+            Driver::Uring(uring) => uring.options().pages,
+            Driver::Sim(_) => PageKind::Transparent,
+        };
+        let reply = self.help(Job::MapChunk { bytes, pages }, None).await;
         let Reply::Chunk(chunk) = reply? else { unreachable!("mapping a chunk replies with it") };
         let mut fixed = self.register(&chunk);
         // The limit is charged per user and given back late by rings that are gone: worth a moment's patience.

@@ -17,7 +17,51 @@ fn ring() -> Ring {
 
 #[test]
 fn bytes_go_through_a_socket_and_a_file() {
-    let ring = ring();
+    move_bytes(ring());
+}
+
+/// What a host refuses is said; what it grants moves the same bytes.
+#[test]
+fn bytes_go_through_whatever_the_ring_is_made_of() {
+    let plain = UringOptions::default();
+    for (options, refusal) in [
+        (UringOptions { sqpoll: Some(SqPoll { idle_ms: 1, core: None }), ..plain }, "io_uring"),
+        (UringOptions { sqpoll: Some(SqPoll { idle_ms: 1000, core: Some(0) }), ..plain }, "io_uring"),
+        (UringOptions { registered_buffers: false, registered_files: false, ..plain }, ""),
+        (UringOptions { pages: PageKind::Small, ..plain }, ""),
+        (UringOptions { napi_busy_poll_micros: Some(50), ..plain }, "NAPI"),
+    ] {
+        match Ring::of_kernel(&options, 64 << 20) {
+            Ok(ring) => {
+                let polled = ring.capabilities().unwrap().setup.granted.contains(&"SQPOLL");
+                assert_eq!(polled, options.sqpoll.is_some());
+                move_bytes(ring.clone());
+                let registered = ring.arena().usage().registered_bytes > 0;
+                assert!(options.registered_buffers || !registered, "{options:?}");
+            }
+            Err(error) => {
+                let words = error.to_string();
+                assert!(!refusal.is_empty() && words.contains(refusal), "{options:?}: {words}");
+                eprintln!("skipped: {words}");
+            }
+        }
+    }
+}
+
+#[test]
+fn reserved_huge_pages_are_had_or_the_error_names_the_cure() {
+    let options = UringOptions { pages: PageKind::Reserved, ..UringOptions::default() };
+    let ring = Ring::of_kernel(&options, 8 << 20).expect("these tests need io_uring");
+    let main = ring.clone();
+    ring.run(async move {
+        match main.lease(4096).await {
+            Ok(mut lease) => lease.fill(7),
+            Err(error) => assert!(error.to_string().contains("vm.nr_hugepages"), "{error}"),
+        }
+    });
+}
+
+fn move_bytes(ring: Ring) {
     let main = ring.clone();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("f");

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail};
 use ringlog::sys::{File, Lease, OpenOptions, Ring};
 
-use super::{Changes, PREPARED_BYTES, WRITES};
+use super::{Changes, PREPARED_BYTES};
 
 /// See the module's words.
 pub(super) struct Disk {
@@ -17,15 +17,16 @@ pub(super) struct Disk {
     prepared: Cell<u64>,
     preparing: Cell<bool>,
     under_way: Cell<usize>,
+    under_way_max: usize,
     changes: Changes,
     /// The first thing that went wrong: nothing is written after it.
     failed: RefCell<Option<String>>,
 }
 
 impl Disk {
-    /// Creates the file and prepares its first step. Where the file system has no O_DIRECT, it is an error: there is
+    /// Creates the file, to have `writes` under way, and prepares its first step. Where the file system has no O_DIRECT, it is an error: there is
     /// no floor then.
-    pub(super) async fn open(ring: &Ring, path: &Path) -> Result<Disk> {
+    pub(super) async fn open(ring: &Ring, path: &Path, writes: usize) -> Result<Disk> {
         let options = OpenOptions { create: true, write: true, direct: true };
         let file = ring.open(path, options).await.with_context(|| path.display().to_string())?;
         ring.prepare(&file, 0, PREPARED_BYTES).await.with_context(|| path.display().to_string())?;
@@ -36,17 +37,18 @@ impl Disk {
             prepared: Cell::new(PREPARED_BYTES),
             preparing: Cell::new(false),
             under_way: Cell::new(0),
+            under_way_max: writes,
             changes: Changes::default(),
             failed: RefCell::new(None),
         })
     }
 
-    /// Starts the write of a unit, as soon as fewer than [`WRITES`] are under way.
+    /// Starts the write of a unit, as soon as fewer than it may have are under way.
     ///
     /// # Errors
     /// What went wrong with an earlier one, or while room was prepared.
     pub(super) async fn write(self: &Rc<Disk>, unit: Lease) -> Result<()> {
-        self.changes.until(|| self.has_failed() || self.under_way.get() < WRITES).await;
+        self.changes.until(|| self.has_failed() || self.under_way.get() < self.under_way_max).await;
         self.check()?;
         self.under_way.set(self.under_way.get() + 1);
         let at = self.at.get();

@@ -3,6 +3,7 @@
 //! The next stretch is asked for while one is sent: a reader that catches up goes on where it was.
 
 use std::str::FromStr;
+use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context, Result, bail, ensure};
 use ringlog::sys::{BLOCK_BYTES, Lease, Lending, Ring, Socket};
@@ -83,6 +84,7 @@ pub(super) async fn answer(
     let partition = stored.partition(asked.partition)?;
     let stretch = partition.stretch(asked.offset, asked.bytes_max as u64)?;
     let record_bytes = stretch.map_or(0, |stretch| stretch.bytes);
+    floor.moved.fetch_add(record_bytes, Relaxed);
     let (before, behind) = answer.encode(asked, partition.end(), record_bytes)?;
     let mut side = ring.lease(before.len() + behind.len()).await?;
     side[..before.len()].copy_from_slice(before);

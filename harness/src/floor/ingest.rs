@@ -5,7 +5,9 @@
 //!                                 ^ copied: HEAD_BYTES, the first of the batch among them
 //! ```
 
+use std::ops::Range;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context, Result, bail, ensure};
 use ringlog::log::Crc32c;
@@ -24,7 +26,7 @@ const CRC_FROM: usize = 21;
 const LAST_OFFSET_DELTA_AT: usize = 23;
 
 /// A batch that has come whole, its CRC right.
-pub(super) struct Batch {
+pub(crate) struct Batch {
     pub correlation_id: i32,
     pub version: i16,
     pub partition: u32,
@@ -38,7 +40,7 @@ pub(super) struct Batch {
 
 /// A stream of requests, cut anywhere.
 #[derive(Default)]
-pub(super) struct Requests {
+pub(crate) struct Requests {
     start: Vec<u8>,
     open: Option<Open>,
     pub topic: String,
@@ -55,8 +57,14 @@ struct Open {
 }
 
 impl Requests {
-    /// Takes the next bytes; gives every batch that is whole with them.
-    pub(super) fn take(&mut self, part: &Lease, keep: bool, mut whole: impl FnMut(Batch)) -> Result<()> {
+    /// Takes the next bytes. `keep` is told where among them a batch goes on; `whole` gets every batch that is whole with
+    /// them.
+    pub(crate) fn take(
+        &mut self,
+        part: &[u8],
+        mut keep: impl FnMut(&mut Batch, Range<usize>),
+        mut whole: impl FnMut(Batch),
+    ) -> Result<()> {
         let mut at = 0;
         while at < part.len() {
             if self.open.is_none() {
@@ -67,9 +75,7 @@ impl Requests {
             let of_batch = open.batch_end.saturating_sub(open.at).min(bytes);
             if of_batch > 0 {
                 open.crc.update(&part[at..at + of_batch]);
-                if keep {
-                    open.batch.pieces.push(part.slice(at..at + of_batch));
-                }
+                keep(&mut open.batch, at..at + of_batch);
             }
             open.at += bytes;
             at += bytes;
@@ -140,6 +146,21 @@ impl Requests {
     }
 }
 
+/// Puts the answer to a producer's request behind those that wait to be sent.
+pub(crate) fn acknowledge(
+    answers: &mut Vec<u8>,
+    topic: &str,
+    (correlation_id, version): (i32, i16),
+    partition: u32,
+    offset: i64,
+) -> Result<()> {
+    let mut writer = ProduceResponseWriter::begin(Encoder::growing(answers), correlation_id, version, 1)?;
+    writer.topic(topic, &Uuid::default(), 1);
+    writer.partition(&ProduceOutcome::appended(partition as i32, offset, -1, 0));
+    writer.finish(0, &[])?;
+    Ok(())
+}
+
 /// A producer's connection, to its end. What has come and is not answered goes with what is received next.
 pub(super) async fn receive(floor: &Rc<Floor>, socket: &Socket, first: &[u8]) -> Result<()> {
     let ring = &floor.ring;
@@ -152,16 +173,17 @@ pub(super) async fn receive(floor: &Rc<Floor>, socket: &Socket, first: &[u8]) ->
     let mut batches = Vec::new();
     loop {
         if let Some(part) = part.take() {
-            requests.take(&part, floor.memory.is_read(), |batch| batches.push(batch))?;
+            let keep = |batch: &mut Batch, range| {
+                if floor.memory.is_read() {
+                    batch.pieces.push(part.slice(range));
+                }
+            };
+            requests.take(&part, keep, |batch| batches.push(batch))?;
             for batch in batches.drain(..) {
-                let (correlation_id, version, partition) =
-                    (batch.correlation_id, batch.version, batch.partition);
+                let (request, partition) = ((batch.correlation_id, batch.version), batch.partition);
+                floor.moved.fetch_add(batch.bytes as u64, Relaxed);
                 let offset = floor.memory.append(batch)?;
-                let encoder = Encoder::growing(&mut answers);
-                let mut writer = ProduceResponseWriter::begin(encoder, correlation_id, version, 1)?;
-                writer.topic(&requests.topic, &Uuid::default(), 1);
-                writer.partition(&ProduceOutcome::appended(partition as i32, offset, -1, 0));
-                writer.finish(0, &[])?;
+                acknowledge(&mut answers, &requests.topic, request, partition, offset)?;
             }
             match &mut unit {
                 None => unit = Some(part),
@@ -234,7 +256,8 @@ mod tests {
             for cut in cuts.into_iter().chain([stream.len()]) {
                 let part = rest.split_to(cut - at).freeze();
                 at = cut;
-                requests.take(&part, true, |batch| {
+                let keep = |batch: &mut Batch, range| batch.pieces.push(part.slice(range));
+                requests.take(&part, keep, |batch| {
                     let pieces = batch.pieces.iter().map(|piece| &piece[..]);
                     let bytes = std::iter::once(&batch.head[..]).chain(pieces).collect::<Vec<_>>().concat();
                     assert_eq!(bytes.len(), batch.bytes);

@@ -18,6 +18,7 @@ mod egress;
 pub mod ingest;
 mod memory;
 mod pipes;
+mod request;
 pub mod stored;
 pub mod validity;
 
@@ -26,18 +27,21 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, Waker};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use ringlog::sys::topology::pin_to;
 use ringlog::sys::{Gather, Lease, Ring, Socket, UringOptions};
-use ringlog_broker::wire::fetch::{FetchOutcome, FetchRequest, FetchResponseTerms, FetchResponseWriter};
-use ringlog_broker::wire::{ApiKey, Decoder, GappedFrame, Message, RequestHeader, Uuid};
+use ringlog_broker::wire::GappedFrame;
 
 use crate::spec::{FLOOR, FLOOR_MEMORY};
 use disk::Disk;
 use egress::Way;
 use memory::Memory;
+pub(crate) use request::{Asked, Asks, REQUEST_BYTES_MAX};
 use stored::{MADE_TOPIC, Stored};
 
 /// Written at a time, and answered at most at a time.
@@ -49,34 +53,31 @@ pub const PREPARED_BYTES: u64 = 64 << 20;
 
 const ARENA_BYTES_MAX: u64 = 2 << 30;
 /// Memory that is mapped and touched before the first request, as a server that has been up for a while has.
-const WARM_BYTES: usize = 64 << 20;
-/// A first look at what a connection wants, and all that a reader ever sends.
-const REQUEST_BYTES_MAX: usize = 4 << 10;
-
+pub(crate) const WARM_BYTES: usize = 64 << 20;
 /// Serve as the floor of a comparison: not for people.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeFloor {
     /// Where what is received is written
     #[arg(long)]
-    data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// The core to run on
     #[arg(long)]
-    core: usize,
+    pub(crate) core: usize,
     /// Partitions
     #[arg(long)]
-    partitions: u32,
+    pub(crate) partitions: u32,
     /// Readers of each partition: memory is kept until all of them have passed
     #[arg(long, default_value_t = 0)]
-    consumers: u32,
+    pub(crate) consumers: u32,
     /// Bytes that producers have in flight together: as much may wait for readers
     #[arg(long, default_value_t = 0)]
-    in_flight_bytes: u64,
+    pub(crate) in_flight_bytes: u64,
     /// Files made beforehand, to be read instead
     #[arg(long)]
-    stored: Option<PathBuf>,
+    pub(crate) stored: Option<PathBuf>,
     /// How they get to sockets
     #[arg(long, default_value = "copy")]
-    egress: String,
+    pub(crate) egress: String,
 }
 
 /// Whether there is a floor for an egress strategy: a new one is compared before somebody has written its floor.
@@ -92,6 +93,7 @@ struct Floor {
     /// Files to read, where somebody catches up.
     stored: Option<(Stored, Way)>,
     connections: Cell<u64>,
+    moved: Arc<AtomicU64>,
 }
 
 /// The floor's life: until its standard input ends.
@@ -99,51 +101,66 @@ struct Floor {
 /// # Errors
 /// When the core is not allowed, or there is no ring or file to be had.
 pub fn serve_floor(told: &ServeFloor) -> Result<()> {
-    std::thread::spawn(obey);
-    pin_to(told.core)?;
-    std::fs::create_dir_all(&told.data_dir).with_context(|| told.data_dir.display().to_string())?;
-    let ring = Ring::of_kernel(&UringOptions::default(), ARENA_BYTES_MAX)?;
-    let told = told.clone();
-    ring.clone().run(serve(ring, told))
+    serve_floor_on(told, &UringOptions::default(), WRITES)
 }
 
-/// Answers like a child that has nothing to say, and ends with its standard input. There is nothing to keep.
-fn obey() {
-    for _ in std::io::stdin().lines().map_while(Result::ok) {
+/// The same on a ring that is set up in another way, with so many writes under way.
+pub(crate) fn serve_floor_on(told: &ServeFloor, options: &UringOptions, writes: usize) -> Result<()> {
+    let moved = Arc::new(AtomicU64::new(0));
+    let told_moved = moved.clone();
+    std::thread::spawn(move || obey(&told_moved));
+    pin_to(told.core)?;
+    std::fs::create_dir_all(&told.data_dir).with_context(|| told.data_dir.display().to_string())?;
+    let ring = Ring::of_kernel(options, ARENA_BYTES_MAX)?;
+    let told = told.clone();
+    ring.clone().run(serve(ring, told, writes, moved))
+}
+
+/// Answers like a child that knows nothing but how many bytes of batches it moved, and ends with its standard input. There
+/// is nothing to keep.
+pub(crate) fn obey(moved: &AtomicU64) {
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let answer = match line.as_str() {
+            "counters" => format!("{{\"bytes\":{}}}", moved.load(Relaxed)),
+            _ => "{}".to_owned(),
+        };
         let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{{}}").and_then(|()| out.flush());
+        let _ = writeln!(out, "{answer}").and_then(|()| out.flush());
     }
     std::process::exit(0);
 }
 
-async fn serve(ring: Ring, told: ServeFloor) -> Result<()> {
+async fn serve(ring: Ring, told: ServeFloor, writes: usize, moved: Arc<AtomicU64>) -> Result<()> {
     let mut warm = Vec::new();
     for _ in 0..WARM_BYTES / UNIT_BYTES {
         warm.push(ring.lease(UNIT_BYTES).await.context("memory for the floor")?);
     }
     drop(warm);
-    let disk = Rc::new(Disk::open(&ring, &told.data_dir.join(FLOOR)).await?);
+    let disk = Rc::new(Disk::open(&ring, &told.data_dir.join(FLOOR), writes).await?);
     let stored = match &told.stored {
         Some(directory) => Some((Stored::open(&ring, directory).await?, told.egress.parse::<Way>()?)),
         None => None,
     };
     let listener = ring.listen(SocketAddr::from(([127, 0, 0, 1], 0)), false)?;
     let memory = Memory::new(told.partitions, told.consumers, told.in_flight_bytes as usize);
-    let floor = Rc::new(Floor { ring: ring.clone(), disk, memory, stored, connections: Cell::new(0) });
+    let floor = Rc::new(Floor { ring: ring.clone(), disk, memory, stored, connections: Cell::new(0), moved });
     println!("{}{}", crate::target::LISTENING, listener.address());
     std::io::stdout().flush()?;
     loop {
         let socket = ring.accept(&listener).await.context("accepting a connection")?;
         let floor = floor.clone();
         ring.spawn(async move {
-            if let Err(error) = floor.attend(socket).await
-                && !is_farewell(&error)
-            {
-                // There is nothing to save: the parent reads why, and the cell has failed.
-                eprintln!("{error:#}");
-                std::process::exit(1);
+            if let Err(error) = floor.attend(&socket).await {
+                part_with(&error);
             }
         });
+    }
+}
+
+/// Says why a connection is closed, before it is: a load that finds it closed reads why, and its cell has failed.
+pub(crate) fn part_with(error: &anyhow::Error) {
+    if !is_farewell(error) {
+        eprintln!("a connection is closed: {error:#}");
     }
 }
 
@@ -157,25 +174,27 @@ fn is_farewell(error: &anyhow::Error) -> bool {
 
 impl Floor {
     /// The first request says whether the connection writes or reads.
-    async fn attend(self: Rc<Floor>, socket: Socket) -> Result<()> {
+    async fn attend(self: Rc<Floor>, socket: &Socket) -> Result<()> {
         let mut first = self.ring.lease(REQUEST_BYTES_MAX).await?;
         let mut filled = first.split_to(0);
-        while filled.len() < 6 {
-            let (received, mut rest) = self.ring.recv(&socket, first).await;
+        let asks = loop {
+            if let Some(asks) = Asks::of(&filled)? {
+                break asks;
+            }
+            let (received, mut rest) = self.ring.recv(socket, first).await;
             match received? {
                 0 => return Ok(()),
                 bytes => filled.unsplit(rest.split_to(bytes)),
             }
             first = rest;
-        }
-        match i16::from_be_bytes([filled[4], filled[5]]) {
-            api if api == ApiKey::Produce.number() => ingest::receive(&self, &socket, &filled).await,
-            api if api == ApiKey::Fetch.number() => {
+        };
+        match asks {
+            Asks::ToWrite => ingest::receive(&self, socket, &filled).await,
+            Asks::ToRead => {
                 let known = filled.len();
                 filled.unsplit(first);
-                self.answer_reader(&socket, filled, known).await
+                self.answer_reader(socket, filled, known).await
             }
-            api => bail!("a request of API {api} at the floor, which knows Produce and Fetch"),
         }
     }
 
@@ -190,9 +209,7 @@ impl Floor {
         let mut answer = Answer::default();
         let mut ahead = None;
         loop {
-            let whole = request.first_chunk().map(|prefix| 4 + i32::from_be_bytes(*prefix) as usize);
-            if known >= 4 && whole.is_some_and(|whole| whole <= known) {
-                let asked = Asked::read(&request[4..known])?;
+            if let Some(asked) = Asked::whole(&request[..known])? {
                 match &self.stored {
                     Some((stored, way)) if asked.topic == MADE_TOPIC => {
                         egress::answer(self, stored, *way, socket, &asked, &mut answer, &mut ahead).await?;
@@ -214,33 +231,6 @@ impl Floor {
     }
 }
 
-/// What a reader wants: one partition, from an offset on.
-struct Asked {
-    header: (i16, i32),
-    topic: String,
-    partition: u32,
-    offset: i64,
-    bytes_max: usize,
-}
-
-impl Asked {
-    fn read(frame: &[u8]) -> Result<Asked> {
-        let mut decoder = Decoder::new(frame);
-        let header = RequestHeader::decode(&mut decoder)?;
-        ensure!(header.api == ApiKey::Fetch, "a reader that asks for {}", header.api.name());
-        let request = FetchRequest::decode_from(&mut decoder, header.version)?;
-        let topic = request.topics.iter().next().context("a Fetch without a topic")?;
-        let partition = topic.partitions.iter().next().context("a Fetch without a partition")?;
-        Ok(Asked {
-            header: (header.version, header.correlation_id),
-            topic: topic.name.to_owned(),
-            partition: partition.index as u32,
-            offset: partition.fetch_offset,
-            bytes_max: (partition.partition_max_bytes as usize).min(UNIT_BYTES),
-        })
-    }
-}
-
 /// The protocol's part of an answer, and what goes with it.
 #[derive(Default)]
 struct Answer {
@@ -249,17 +239,9 @@ struct Answer {
 }
 
 impl Answer {
-    /// Encodes an answer with room for `record_bytes`: the bytes before and behind them.
+    /// See [`Asked::encode_answer`].
     fn encode(&mut self, asked: &Asked, end: i64, record_bytes: u64) -> Result<(&[u8], &[u8])> {
-        self.frame.clear();
-        let (version, correlation_id) = asked.header;
-        let terms = FetchResponseTerms::default();
-        let mut writer = FetchResponseWriter::begin(&mut self.frame, correlation_id, version, &terms, 1)?;
-        writer.topic(&asked.topic, &Uuid::default(), 1);
-        writer.partition(&FetchOutcome::read(asked.partition as i32, end, 0, record_bytes));
-        writer.finish(&[])?;
-        let middle = self.frame.gaps.first().map_or(self.frame.bytes.len(), |gap| gap.position);
-        Ok(self.frame.bytes.split_at(middle))
+        asked.encode_answer(&mut self.frame, end, record_bytes)
     }
 
     async fn send(&mut self, ring: &Ring, socket: &Socket, more: bool) -> Result<()> {

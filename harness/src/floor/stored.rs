@@ -40,7 +40,7 @@ pub struct Made {
 
 /// A partition's batches: where each begins, and what is behind the last.
 #[derive(Clone, Default, Serialize, Deserialize)]
-struct Batches {
+pub(crate) struct Batches {
     /// Base offset and position.
     begins: Vec<(i64, u64)>,
     end: (i64, u64),
@@ -113,6 +113,22 @@ pub fn make(
     Ok(Made { directory: directory.to_owned(), run, produced: Rc::new(produced), bytes })
 }
 
+/// The logs that [`make`] made, by partition, and what is in them.
+pub(crate) fn logs(directory: &Path) -> Result<Vec<(PathBuf, Batches)>> {
+    let mut places = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+        let path = entry?.path();
+        let number = path.file_name().and_then(|name| name.to_str()?.rsplit_once('-')?.1.parse::<u32>().ok());
+        places.push((number.with_context(|| path.display().to_string())?, path));
+    }
+    places.sort();
+    let log = |(_, place): (u32, PathBuf)| {
+        let batches = fs::read(place.join(BATCHES)).with_context(|| place.display().to_string())?;
+        Ok((place.join(LOG), serde_json::from_slice(&batches)?))
+    };
+    places.into_iter().map(log).collect()
+}
+
 /// The files as the floor has them open.
 pub(super) struct Stored {
     partitions: Vec<Partition>,
@@ -130,7 +146,7 @@ pub(super) struct Partition {
 
 /// A stretch of whole batches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Stretch {
+pub(crate) struct Stretch {
     pub at: u64,
     pub bytes: u64,
     /// The offset behind it.
@@ -140,25 +156,14 @@ pub(super) struct Stretch {
 impl Stored {
     /// Opens what [`make`] made: the directories of one topic.
     pub(super) async fn open(ring: &Ring, directory: &Path) -> Result<Stored> {
-        let mut places = Vec::new();
-        for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
-            let path = entry?.path();
-            let number =
-                path.file_name().and_then(|name| name.to_str()?.rsplit_once('-')?.1.parse::<u32>().ok());
-            places.push((number.with_context(|| path.display().to_string())?, path));
-        }
-        places.sort();
         let mut partitions = Vec::new();
-        for (_, place) in places {
-            let path = place.join(LOG);
+        for (path, batches) in logs(directory)? {
             let open = async |direct| {
                 let options = OpenOptions { direct, ..OpenOptions::default() };
                 ring.open(&path, options).await.with_context(|| path.display().to_string())
             };
-            let batches = fs::read(place.join(BATCHES)).with_context(|| place.display().to_string())?;
-            let batches = Rc::new(serde_json::from_slice(&batches)?);
             let (file, direct, map) = (open(false).await?, open(true).await?, Rc::default());
-            partitions.push(Partition { file, direct, batches, map });
+            partitions.push(Partition { file, direct, batches: Rc::new(batches), map });
         }
         Ok(Stored { partitions })
     }
@@ -174,7 +179,7 @@ impl Stored {
 impl Partition {
     /// The offset behind the last batch.
     pub(super) fn end(&self) -> i64 {
-        self.batches.end.0
+        self.batches.end()
     }
 
     /// The whole file, mapped.
@@ -193,7 +198,13 @@ impl Partition {
 }
 
 impl Batches {
-    fn stretch(&self, offset: i64, bytes_max: u64) -> Result<Option<Stretch>> {
+    /// The offset behind the last batch.
+    pub(crate) fn end(&self) -> i64 {
+        self.end.0
+    }
+
+    /// As [`Partition::stretch`].
+    pub(crate) fn stretch(&self, offset: i64, bytes_max: u64) -> Result<Option<Stretch>> {
         let Batches { begins, end } = self;
         if offset >= end.0 {
             return Ok(None);

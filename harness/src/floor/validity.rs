@@ -198,7 +198,7 @@ fn written(directory: &Path, core: usize) -> Result<f64> {
         pin_to(core)?;
         let ring = Ring::of_kernel(&UringOptions::default(), ARENA_BYTES_MAX)?;
         ring.clone().run(async move {
-            let disk = Rc::new(Disk::open(&ring, &file).await?);
+            let disk = Rc::new(Disk::open(&ring, &file, WRITES).await?);
             let unit = ring.lease(UNIT_BYTES).await?.freeze();
             let begun = Instant::now();
             for _ in 0..DISK_BYTES / UNIT_BYTES as u64 {

@@ -14,7 +14,7 @@ use super::disk::{DiskEvent, NameChange, Node};
 use super::pipes::SimPipe;
 use super::world::{Address, Due, Outcome, State, World};
 use crate::sys::BLOCK_BYTES;
-use crate::sys::arena::{Arena, Chunk, Lease, LeaseMut};
+use crate::sys::arena::{Arena, Chunk, Lease, LeaseMut, PageKind};
 use crate::sys::clock::Moment;
 use crate::sys::flushes::Flushes;
 use crate::sys::gather::Gather;
@@ -366,7 +366,11 @@ impl Drop for SimDriver {
 /// Another lease with the same bytes, from memory that nobody else uses.
 fn copy_of(spare: &Arena, lease: &Lease) -> Lease {
     let mut copy = spare.try_lease(lease.len()).unwrap_or_else(|| {
-        spare.adopt(Chunk::map(lease.len()).expect("memory for a copy"), lease.len(), None);
+        spare.adopt(
+            Chunk::map(lease.len(), PageKind::Transparent).expect("memory for a copy"),
+            lease.len(),
+            None,
+        );
         spare.try_lease(lease.len()).expect("a chunk was just added")
     });
     copy[..lease.len()].copy_from_slice(lease);
@@ -552,7 +556,7 @@ impl State {
                 true => Flushes::DoNotReach("this world was told to lose them".to_owned()),
             }),
             Job::Lock { path } => self.lock(&path)?,
-            Job::MapChunk { bytes } => Reply::Chunk(Chunk::map(bytes)?),
+            Job::MapChunk { bytes, pages } => Reply::Chunk(Chunk::map(bytes, pages)?),
             Job::MapPages { bytes } => Reply::Pages(FreshPages::map(bytes)?),
             Job::UnmapPages(pages) => {
                 drop(pages);

@@ -32,7 +32,8 @@ pub struct OsHandle {
     closer: Option<helpers::Sender>,
 }
 
-/// Which places of the ring's file table are free, and which are to be emptied before the next visit.
+/// Which places of the ring's file table are free, and which are to be emptied before the next visit. The default has none.
+#[derive(Default)]
 pub(crate) struct FixedTable {
     vacant: RefCell<Vec<u32>>,
     retired: RefCell<Vec<Retired>>,

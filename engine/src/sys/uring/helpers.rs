@@ -196,7 +196,7 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
         }
         Job::CutAnew { path, to } => cut_anew(&path, to).map_err(about("cut", &path)).map(done),
         Job::Lock { path } => lock(&path).map(SendReply::Lock),
-        Job::MapChunk { bytes } => Chunk::map(bytes).map(SendReply::Chunk),
+        Job::MapChunk { bytes, pages } => Chunk::map(bytes, pages).map(SendReply::Chunk),
         Job::MapPages { bytes } => FreshPages::map(bytes).map(SendReply::Pages),
         Job::UnmapPages(pages) => {
             drop(pages);

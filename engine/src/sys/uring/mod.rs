@@ -20,7 +20,7 @@ use io_uring::{IoUring, opcode, squeue, types as uring_types};
 pub use handle::{AddressClaim, OsHandle, SockAddr};
 pub(crate) use helpers::Sender as HelperSender;
 pub(super) use setup::set_up;
-pub use setup::{SPLICE_WORKERS_MAX, Setup, UringError, UringOptions};
+pub use setup::{SPLICE_WORKERS_MAX, Setup, SqPoll, UringError, UringOptions};
 
 use self::handle::FixedTable;
 use self::helpers::{Help, HelperPool};
@@ -65,6 +65,7 @@ pub struct Uring {
     enter_fd: i32,
     enter_flags: u32,
     setup: Setup,
+    options: UringOptions,
     helpers: HelperPool,
     bell: Rc<BellFd>,
     bell_value: Box<u64>,
@@ -122,11 +123,13 @@ impl Uring {
             .map_err(|source| UringError::Other { what: "helper thread", source })?;
         setup::bound_workers(&ring)
             .map_err(|source| UringError::Other { what: "a bound on io_uring's workers", source })?;
-        let fixed_files = Rc::new(FixedTable::register(&ring));
-        let fixed_buffers = match ring.submitter().register_buffers_sparse(FIXED_BUFFERS) {
-            Ok(()) => 0,
-            Err(_) => FIXED_BUFFERS,
-        };
+        let fixed_files = Rc::new(match options.registered_files {
+            true => FixedTable::register(&ring),
+            false => FixedTable::default(),
+        });
+        let table = || ring.submitter().register_buffers_sparse(FIXED_BUFFERS).is_ok();
+        // A table that is full from the beginning takes nothing.
+        let fixed_buffers = if options.registered_buffers && table() { 0 } else { FIXED_BUFFERS };
         let sends_zero_copy = setup::knows(&ring, opcode::SendZc::CODE);
         let (enter_fd, enter_flags) = match setup::register_ring_fd(ring.as_raw_fd()) {
             Ok(index) => (index, setup::ENTER_REGISTERED_RING),
@@ -137,6 +140,7 @@ impl Uring {
             enter_fd,
             enter_flags,
             setup,
+            options: *options,
             helpers,
             bell: Rc::new(BellFd(bell)),
             bell_value: Box::new(0),
@@ -163,6 +167,10 @@ impl Uring {
 
     pub(crate) fn sends_zero_copy(&self) -> bool {
         self.sends_zero_copy
+    }
+
+    pub(crate) fn options(&self) -> &UringOptions {
+        &self.options
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -615,8 +623,15 @@ impl Uring {
         let now = self.now();
         self.counters.longest_tick_nanos =
             self.counters.longest_tick_nanos.max(now.nanos_since(self.last_visit));
-        let pending = !self.ring.submission().is_empty();
-        if wait || pending || self.ring.submission().taskrun() {
+        let submission = self.ring.submission();
+        let pending = match self.options.sqpoll {
+            None => !submission.is_empty(),
+            // What is queued is taken by itself while the kernel's thread is awake.
+            Some(_) => !submission.is_empty() && submission.need_wakeup(),
+        };
+        let deferred = submission.taskrun();
+        drop(submission);
+        if wait || pending || deferred {
             let timeout = deadline.map(|deadline| deadline.nanos_since(now));
             self.visit(u32::from(wait && timeout != Some(0)), timeout);
         }
@@ -625,11 +640,18 @@ impl Uring {
 
     /// Submits what is queued, runs completions, waits for `at_least` of them.
     fn visit(&mut self, at_least: u32, timeout_nanos: Option<u64>) {
-        let queued = self.ring.submission().len() as u32;
+        let submission = self.ring.submission();
+        let queued = submission.len() as u32;
+        let mut flags = self.enter_flags;
+        if self.options.sqpoll.is_some() {
+            flags |= if submission.need_wakeup() { setup::ENTER_SQ_WAKEUP } else { 0 };
+            flags |= if submission.is_full() { setup::ENTER_SQ_WAIT } else { 0 };
+        }
+        drop(submission);
         self.counters.system_calls += 1;
         self.counters.enters += 1;
         let timeout = if at_least > 0 { timeout_nanos } else { None };
-        match setup::enter(self.enter_fd, queued, at_least, self.enter_flags, timeout) {
+        match setup::enter(self.enter_fd, queued, at_least, flags, timeout) {
             Ok(_) => {}
             // A signal, the time-out, or a full completion queue that the caller is about to empty.
             Err(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN) => {}

@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use io_uring::IoUring;
+use io_uring::{IoUring, types::Napi};
+
+use crate::sys::arena::PageKind;
 
 /// Entries of the submission queue. More operations than this just mean one more visit.
 const SUBMISSION_ENTRIES: u32 = 512;
@@ -14,22 +16,50 @@ const COMPLETION_ENTRIES: u32 = 4096;
 /// for the disk.
 pub const SPLICE_WORKERS_MAX: u32 = 8;
 
+pub(super) const ENTER_SQ_WAKEUP: u32 = 1 << 1;
+pub(super) const ENTER_SQ_WAIT: u32 = 1 << 2;
 pub(super) const ENTER_REGISTERED_RING: u32 = 1 << 4;
 const ENTER_GETEVENTS: u32 = 1;
 const ENTER_EXT_ARG: u32 = 1 << 3;
 const REGISTER_RING_FDS: libc::c_uint = 20;
 
-/// How to set up a ring.
-#[derive(Clone, Copy, Debug)]
+/// How to set up a ring. The default is what a shard runs on; the rest is for measuring what it is worth on a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UringOptions {
     /// Threads for what can block.
     pub helpers: usize,
+    /// A thread of the kernel's that takes submissions, so that making one is no system call. It spins on a core.
+    pub sqpoll: Option<SqPoll>,
+    /// Whether memory is registered with the ring, as far as the memlock limit goes.
+    pub registered_buffers: bool,
+    /// Whether files and sockets are.
+    pub registered_files: bool,
+    /// The pages that memory is made of.
+    pub pages: PageKind,
+    /// For so long a wait polls the network card's queues, where sockets have such.
+    pub napi_busy_poll_micros: Option<u32>,
 }
 
 impl Default for UringOptions {
     fn default() -> UringOptions {
-        UringOptions { helpers: 2 }
+        UringOptions {
+            helpers: 2,
+            sqpoll: None,
+            registered_buffers: true,
+            registered_files: true,
+            pages: PageKind::Transparent,
+            napi_busy_poll_micros: None,
+        }
     }
+}
+
+/// The kernel's thread that takes submissions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SqPoll {
+    /// It sleeps after so long without any.
+    pub idle_ms: u32,
+    /// The core that it spins on; any, where none is given.
+    pub core: Option<u32>,
 }
 
 /// What the kernel granted.
@@ -87,12 +117,23 @@ const STEPS: [&[&str]; 5] = [
     &[],
 ];
 
-pub(in crate::sys) fn set_up(_options: &UringOptions) -> Result<(IoUring, Setup), UringError> {
+/// The same where the kernel's thread submits: it runs completions too, so nothing is left to be deferred.
+const SQPOLL_STEPS: [&[&str]; 3] = [
+    &["SQPOLL", "SUBMIT_ALL", "SINGLE_ISSUER", "NO_SQARRAY"], // 6.6
+    &["SQPOLL", "SUBMIT_ALL", "SINGLE_ISSUER"],               // 6.0
+    &["SQPOLL", "SUBMIT_ALL"],                                // 5.18
+];
+
+pub(in crate::sys) fn set_up(options: &UringOptions) -> Result<(IoUring, Setup), UringError> {
+    let steps: &[&[&'static str]] = if options.sqpoll.is_some() { &SQPOLL_STEPS } else { &STEPS };
     let mut last = None;
-    for step in STEPS {
-        match build(step) {
+    for step in steps {
+        match build(step, options.sqpoll) {
             Ok(ring) => {
-                let refused = STEPS[0].iter().filter(|flag| !step.contains(flag)).copied().collect();
+                if let Some(micros) = options.napi_busy_poll_micros {
+                    poll_cards(&ring, micros)?;
+                }
+                let refused = steps[0].iter().filter(|flag| !step.contains(flag)).copied().collect();
                 return Ok((ring, Setup { granted: step.to_vec(), refused }));
             }
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = Some(error),
@@ -102,7 +143,7 @@ pub(in crate::sys) fn set_up(_options: &UringOptions) -> Result<(IoUring, Setup)
     Err(explain(last.expect("at least one step was tried")))
 }
 
-fn build(flags: &[&str]) -> io::Result<IoUring> {
+fn build(flags: &[&str], sqpoll: Option<SqPoll>) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(COMPLETION_ENTRIES);
     for flag in flags {
@@ -113,6 +154,13 @@ fn build(flags: &[&str]) -> io::Result<IoUring> {
             "NO_SQARRAY" => builder.setup_no_sqarray(),
             "COOP_TASKRUN" => builder.setup_coop_taskrun(),
             "TASKRUN_FLAG" => builder.setup_taskrun_flag(),
+            "SQPOLL" => {
+                let SqPoll { idle_ms, core } = sqpoll.expect("a step for those who asked for it");
+                if let Some(core) = core {
+                    builder.setup_sqpoll_cpu(core);
+                }
+                builder.setup_sqpoll(idle_ms)
+            }
             other => unreachable!("no such set-up flag: {other}"),
         };
     }
@@ -124,6 +172,12 @@ fn build(flags: &[&str]) -> io::Result<IoUring> {
 pub(super) fn bound_workers(ring: &IoUring) -> io::Result<()> {
     let as_it_is = 0;
     ring.submitter().register_iowq_max_workers(&mut [as_it_is, SPLICE_WORKERS_MAX])
+}
+
+fn poll_cards(ring: &IoUring, micros: u32) -> Result<(), UringError> {
+    let mut napi = Napi::new().set_busy_poll_timeout(micros);
+    let refused = |source| UringError::Other { what: "NAPI busy polling", source };
+    ring.submitter().register_napi(&mut napi).map_err(refused)
 }
 
 fn explain(error: io::Error) -> UringError {
@@ -224,7 +278,7 @@ mod tests {
     #[test]
     fn every_step_down_asks_for_less_of_a_newer_kernel() {
         for flags in STEPS {
-            match build(flags) {
+            match build(flags, None) {
                 Ok(_) => {}
                 // This kernel is older than the step.
                 Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{flags:?}: {error}"),
