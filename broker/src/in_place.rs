@@ -29,22 +29,22 @@ pub(crate) const HEAD_BYTES: usize = 512;
 /// From this size on it pays to receive in two steps.
 pub(crate) const BATCH_BYTES_MIN: usize = 32 << 10;
 /// How long the tail of a partition is held while others wait for it.
-const PATIENCE: Duration = Duration::from_millis(1);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(1);
 /// What may follow a batch in its frame: empty tagged fields, and a few that are skipped.
 const BEHIND_BYTES_MAX: usize = 64;
 
 /// A batch whose head has come, and the place for it.
 pub(crate) struct Candidate {
-    partition: Partition,
+    pub partition: Partition,
     topic: Rc<Topic>,
-    batch: BatchHeader,
+    pub batch: BatchHeader,
     /// The same as it came.
     head: [u8; BATCH_HEADER_BYTES],
     correlation_id: i32,
     version: i16,
     acks: i16,
     /// Where in the frame, prefix included, the batch begins.
-    at: usize,
+    pub at: usize,
     /// Bytes of the frame behind the batch.
     pub behind: usize,
 }
@@ -128,7 +128,7 @@ impl Candidate {
     }
 
     /// The entry that says what became of it.
-    fn produced(
+    pub(crate) fn produced(
         &self,
         broker: &Broker,
         connection: &Connection,

@@ -23,6 +23,7 @@ mod produce;
 mod provided;
 mod reader;
 mod serve;
+mod spliced;
 mod start;
 pub mod wire;
 mod writer;

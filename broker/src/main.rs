@@ -38,6 +38,10 @@ struct Serve {
     /// How batches get to disk; a name that there is not lists those that there are.
     #[arg(long, default_value_t = Ingress::Copy)]
     ingress: Ingress,
+    /// Every producer sends only what was checked before, as a mirror does: allows `--ingress spliced`, which looks at no
+    /// checksum, so that a damaged batch is accepted, found by its consumers, and may end the log at a start after a crash.
+    #[arg(long)]
+    trusted_producers: bool,
     /// How batches get to sockets; a name that there is not lists those that there are.
     #[arg(long, default_value_t = Egress::Tail, value_parser = egress)]
     egress: Egress,
@@ -161,10 +165,17 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
         "--listen {}: no address that clients could come to: --advertise HOST:PORT is needed",
         told.listen
     );
+    anyhow::ensure!(
+        told.ingress.checks_payload() || told.trusted_producers,
+        "--ingress {}: it checks no checksum of what producers send; if all of them send only what was checked before, \
+         say so with --trusted-producers",
+        told.ingress
+    );
     let mut config = EngineConfig::new(&told.data_dir);
     let (cores, chosen) = Cores::choose(told.cores.as_ref())?;
     config.cores = Some(cores);
     config.shard.ingress = told.ingress;
+    config.shard.trusted_producers = told.trusted_producers;
     config.shard.egress = told.egress;
     config.shard.node_id = told.node_id;
     // Through the names that topics use, so that nonsense is refused in the same words.

@@ -16,6 +16,7 @@ use crate::guard::Hold;
 use crate::in_place::{self, Candidate, Outcome};
 use crate::produce::{self, Produced};
 use crate::provided;
+use crate::spliced;
 use crate::wire::{ApiKey, Decoder, PREFIX_BYTES, RequestHeader};
 
 /// What a connection gets before it has shown what it sends: thousands of idle ones must fit into the arena.
@@ -30,10 +31,12 @@ const WAIT_FOR_ALL_BYTES: usize = 32 << 10;
 pub(crate) async fn run(broker: Rc<Broker>, connection: Rc<Connection>) {
     let result = match broker.shard.config().ingress.receives() {
         Receives::Provided => provided::run(&broker, &connection).await,
-        Receives::Private | Receives::InPlace => match Reader::start(&broker, &connection).await {
-            Ok(mut reader) => reader.run().await,
-            Err(fault) => Err(fault),
-        },
+        Receives::Private | Receives::InPlace | Receives::Spliced => {
+            match Reader::start(&broker, &connection).await {
+                Ok(mut reader) => reader.run().await,
+                Err(fault) => Err(fault),
+            }
+        }
     };
     if let Err(fault) = result {
         broker.note_fault(&connection, &fault);
@@ -217,6 +220,9 @@ impl<'a> Reader<'a> {
     }
 
     async fn receive_in_place(&mut self, candidate: &Candidate, total: usize) -> Result<Outcome, Fault> {
+        if self.receives() == Receives::Spliced {
+            return self.splice(candidate, total).await;
+        }
         let (frame, kept) = (&self.buffer[..self.filled], &mut self.kept);
         kept.clear();
         let outcome = candidate.receive(self.broker, self.connection, &self.timer, frame, kept).await?;
@@ -243,6 +249,32 @@ impl<'a> Reader<'a> {
         Ok(outcome)
     }
 
+    async fn splice(&mut self, candidate: &Candidate, total: usize) -> Result<Outcome, Fault> {
+        let mut frame = self.buffer.split_to(self.filled);
+        let spliced = candidate.splice(self.broker, self.connection, &self.timer, &mut frame, total).await?;
+        self.received = self.ring.now();
+        Ok(match spliced {
+            spliced::Outcome::Taken(produced) => {
+                (self.filled, self.skip, self.last_frame_bytes) = (0, candidate.behind, total);
+                Outcome::Taken(produced)
+            }
+            spliced::Outcome::GivenUp(next, filled) => {
+                self.in_private = true;
+                (self.buffer, self.filled) = (next, filled);
+                let copied = &self.broker.shard.transfers().ingress_copied_bytes;
+                copied.set(copied.get() + filled as u64);
+                Outcome::GivenUp
+            }
+            spliced::Outcome::Refused => {
+                self.in_private = true;
+                let rest = std::mem::replace(&mut self.buffer, frame);
+                self.buffer.unsplit(rest);
+                Outcome::Refused
+            }
+            spliced::Outcome::Left => Outcome::Left,
+        })
+    }
+
     /// Whether only the head is wanted here of the frame under way: its batch may go elsewhere.
     fn wants_head(&self, total: Option<usize>) -> bool {
         let likely = total.unwrap_or(self.last_frame_bytes) >= in_place::BATCH_BYTES_MIN;
@@ -250,7 +282,11 @@ impl<'a> Reader<'a> {
     }
 
     fn receives_in_place(&self) -> bool {
-        self.broker.shard.config().ingress.receives() == Receives::InPlace
+        matches!(self.receives(), Receives::InPlace | Receives::Spliced)
+    }
+
+    fn receives(&self) -> Receives {
+        self.broker.shard.config().ingress.receives()
     }
 
     /// Makes room for the frame under way, or for the next one if that is like the last. A large frame gets memory

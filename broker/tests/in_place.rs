@@ -22,12 +22,14 @@ struct Served {
 
 /// The ways in that receive large batches where they belong.
 const IN_PLACE: [Ingress; 2] = [Ingress::InPlace, Ingress::Mapped];
+/// And the one that receives them without looking at them.
+const RESERVING: [Ingress; 3] = [Ingress::InPlace, Ingress::Mapped, Ingress::Spliced];
 
 fn served(ingress: Ingress) -> Served {
     let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut config = EngineConfig::new(home.path());
     config.cores = Some(topology::usable_cores().unwrap()[..1].to_vec());
-    config.shard.ingress = ingress;
+    (config.shard.ingress, config.shard.trusted_producers) = (ingress, true);
     let engine = Engine::open(config).unwrap();
     let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
     block_on(engine.create_topic(TOPIC, 2, topic)).unwrap();
@@ -91,7 +93,7 @@ fn of_large_batches_only_what_com_by(served: &Served) {
 
 #[test]
 fn small_batches_several_in_a_request_and_large_ones_mix() {
-    IN_PLACE.into_iter().for_each(|ingress| {
+    RESERVING.into_iter().for_each(|ingress| {
         let served = served(ingress);
         small_batches_several_in_a_req_by(&served);
         served.engine.close().unwrap();
@@ -116,7 +118,7 @@ fn small_batches_several_in_a_req_by(served: &Served) {
 
 #[test]
 fn a_producer_that_stalls_in_the_middle_holds_up_nobody() {
-    IN_PLACE.into_iter().for_each(|ingress| {
+    RESERVING.into_iter().for_each(|ingress| {
         let served = served(ingress);
         a_producer_that_stalls_in_the_by(&served);
         served.engine.close().unwrap();
@@ -180,7 +182,7 @@ fn a_rotten_batch_and_a_producer_by(served: &Served) {
 
 #[test]
 fn many_producers_of_one_partition_keep_their_orders() {
-    IN_PLACE.into_iter().for_each(|ingress| {
+    RESERVING.into_iter().for_each(|ingress| {
         let served = served(ingress);
         many_producers_of_one_partitio_by(&served);
         served.engine.close().unwrap();

@@ -51,6 +51,7 @@ enum Mistake {
 fn shard_config(ingress: Ingress, mutant: Mutant) -> ShardConfig {
     let mut config = ShardConfig::new("/data");
     config.ingress = ingress;
+    config.trusted_producers = true;
     config.arena_bytes_max = ARENA;
     config.tail_cache_bytes_max = 256 << 10;
     config.mutant = mutant;

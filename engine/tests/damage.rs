@@ -18,6 +18,7 @@ const PARTITIONS: i32 = 2;
 fn config(seed: u64) -> ShardConfig {
     let mut config = ShardConfig::new("/data");
     config.ingress = Ingress::ALL[seed as usize % Ingress::ALL.len()];
+    config.trusted_producers = true;
     config.arena_bytes_max = ARENA;
     config
 }

@@ -6,7 +6,7 @@ use ringlog::{Ack, Egress, Engine, EngineConfig, EngineError, Ingress, TopicConf
 
 fn engine(directory: &tempfile::TempDir, ingress: Ingress) -> Engine {
     let mut config = EngineConfig::new(directory.path().join("data"));
-    config.shard.ingress = ingress;
+    (config.shard.ingress, config.shard.trusted_producers) = (ingress, true);
     Engine::open(config).unwrap()
 }
 

@@ -38,7 +38,7 @@ fn in_worlds<F: Future<Output = ()> + 'static>(play: impl Fn(Ring, Shard, Faults
         in_bare_worlds(move |ring, faults| {
             let play = play.clone();
             async move {
-                let config = ShardConfig { ingress, ..ShardConfig::new("/data") };
+                let config = ShardConfig { ingress, trusted_producers: true, ..ShardConfig::new("/data") };
                 let shard = Shard::open(&ring, config).await.unwrap();
                 play(ring, shard, faults).await;
             }

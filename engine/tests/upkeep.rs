@@ -82,7 +82,8 @@ fn large_batches_are_read_while_they_are_written_and_hardly_anything_is_cached()
         let ring = world.ring(4 * ARENA);
         let main = ring.clone();
         world.run(&[&ring], async move {
-            let config = ShardConfig { tail_cache_bytes_max: 64 << 10, ingress, ..config() };
+            let config =
+                ShardConfig { tail_cache_bytes_max: 64 << 10, ingress, trusted_producers: true, ..config() };
             let shard = Shard::open(&main, config).await.unwrap();
             let log = LogConfig { batch_bytes_max: 16 << 20, ..LogConfig::default() };
             let topic = TopicConfig { log, ..TopicConfig::default() };

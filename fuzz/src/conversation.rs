@@ -73,6 +73,7 @@ pub fn check(bytes: &[u8]) {
     server.spawn(async move {
         let mut config = ShardConfig::new("/data");
         config.ingress = Ingress::ALL[usize::from(seed) % Ingress::ALL.len()];
+        config.trusted_producers = true;
         config.arena_bytes_max = ARENA;
         let shard = Shard::open(&ring, config).await.expect("an empty directory");
         shard.create_topic(TOPIC, PARTITIONS, TopicConfig::default()).await.expect("a topic");

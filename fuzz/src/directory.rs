@@ -74,6 +74,7 @@ struct Expected {
 fn config(number: u8) -> ShardConfig {
     let mut config = ShardConfig::new("/data");
     config.ingress = Ingress::ALL[usize::from(number) % Ingress::ALL.len()];
+    config.trusted_producers = true;
     config.arena_bytes_max = ARENA;
     config
 }

@@ -296,7 +296,11 @@ pub fn check_produced_in_parts<'a>(
     }
 }
 
-fn check_produced_header(header: &BatchHeader) -> Result<(), BatchError> {
+/// What [`check_produced`] says of the header alone: not whether the bytes behind it are those that it was made for.
+///
+/// # Errors
+/// Whatever is wrong first, with its numbers.
+pub fn check_produced_header(header: &BatchHeader) -> Result<(), BatchError> {
     let uncompressed_too_small = header.compression() == 0
         && i64::from(header.count) * RECORD_BYTES_MIN > i64::from(header.bytes) - BATCH_HEADER_BYTES as i64;
     if header.count <= 0

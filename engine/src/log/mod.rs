@@ -36,7 +36,7 @@ mod watermarks;
 
 pub use batch::{
     BATCH_CRC_FROM, BATCH_HEADER_BYTES, BatchError, BatchHeader, LENGTH_OVERHEAD, check_produced,
-    check_produced_in_parts, check_stored, stamp, stamp_append_time,
+    check_produced_header, check_produced_in_parts, check_stored, stamp, stamp_append_time,
 };
 pub use build::BatchBuilder;
 pub use checkpoint::{

@@ -210,7 +210,7 @@ async fn wait_unless_lost(partition: &Partition, error: &io::Error, words: Strin
 }
 
 /// Writes all of `data` at `at`, going on after short writes, and when there is room again.
-async fn write_all(
+pub(super) async fn write_all(
     partition: &Partition,
     segment: Offset,
     file: &File,
@@ -275,7 +275,7 @@ async fn write_all(
 
 /// Where a file system takes its blocks only when they are written, or takes back what it had prepared, the write itself
 /// may find the disk full. Nothing is lost by that: it waits like one for which no room could be prepared.
-async fn wait_to_write(
+pub(super) async fn wait_to_write(
     partition: &Partition,
     segment: Offset,
     at: Position,
@@ -545,15 +545,28 @@ impl Partition {
         at: Position,
         bytes: usize,
     ) -> Result<(), AppendError> {
-        map_window(self, segment, at, bytes).await.map_err(|error| {
-            let path = self.0.files.borrow().path(segment, Ext::Log);
-            let words = format!("mapping {} from position {at} on: {error}", path.display());
-            match (is_full(&error), is_passing(&error)) {
-                (true, _) => AppendError::DiskFull(words),
-                (false, true) => AppendError::Exhausted(words),
-                (false, false) => self.fail(words),
-            }
-        })
+        let mapped = map_window(self, segment, at, bytes).await;
+        mapped.map_err(|error| self.no_end(&format!("mapping from position {at} on"), segment, &error))
+    }
+
+    /// The file of the active segment, with room up to `to`, for an append that goes into it now.
+    pub(super) async fn open_end(&self, segment: Offset, to: Position) -> Result<File, AppendError> {
+        let made = async {
+            let file = self.writer(segment).await?;
+            prepare(self, segment, &file, to).await?;
+            Ok(file)
+        };
+        made.await.map_err(|error| self.no_end(&format!("no room up to position {to}"), segment, &error))
+    }
+
+    fn no_end(&self, what: &str, segment: Offset, error: &io::Error) -> AppendError {
+        let path = self.0.files.borrow().path(segment, Ext::Log);
+        let words = format!("{}: {what}: {error}", path.display());
+        match (is_full(error), is_passing(error)) {
+            (true, _) => AppendError::DiskFull(words),
+            (false, true) => AppendError::Exhausted(words),
+            (false, false) => self.fail(words),
+        }
     }
 }
 
@@ -613,6 +626,7 @@ impl Partition {
             let busy = self.0.unit_under_way.get()
                 || self.0.flush_under_way.get()
                 || self.0.chore_under_way.get()
+                || self.0.splicing.is_under_way()
                 || self.is_settling();
             if marks.durable == marks.log_end && !busy {
                 break;

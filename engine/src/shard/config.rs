@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::acks::Ack;
+use super::errors::OpenError;
 use crate::log::LogConfig;
 use crate::transfer::{Egress, Ingress};
 
@@ -14,6 +15,8 @@ pub struct ShardConfig {
     pub data_dir: PathBuf,
     /// How batches get to the segment files.
     pub ingress: Ingress,
+    /// Whether what producers send is what was checked before: an ingress that does not look at it is refused otherwise.
+    pub trusted_producers: bool,
     /// How they get to sockets, where a request does not say.
     pub egress: Egress,
     /// What topics get that are not told otherwise.
@@ -51,6 +54,7 @@ impl ShardConfig {
         ShardConfig {
             data_dir: data_dir.into(),
             ingress: Ingress::Copy,
+            trusted_producers: false,
             egress: Egress::Tail,
             topic_defaults: TopicConfig::default(),
             arena_bytes_max: 512 << 20,
@@ -58,6 +62,17 @@ impl ShardConfig {
             retention_interval: Duration::from_secs(300),
             node_id: 0,
             mutant: Mutant::None,
+        }
+    }
+
+    /// Whether it may be as it is.
+    pub(super) fn check(&self) -> Result<(), OpenError> {
+        match self.ingress.checks_payload() || self.trusted_producers {
+            true => Ok(()),
+            false => Err(OpenError::Refused(format!(
+                "ingress {} checks no checksum of what it takes, and producers are not said to be trusted",
+                self.ingress
+            ))),
         }
     }
 }

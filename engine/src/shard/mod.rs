@@ -25,6 +25,7 @@ mod route;
 // The shard is the noun here; a cleverer file name would only hide it.
 #[allow(clippy::module_inception)]
 mod shard;
+mod splicing;
 mod stages;
 mod topics;
 mod turns;
@@ -43,5 +44,6 @@ pub use placement::{VIRTUAL_SHARDS, owner, virtual_shard};
 pub use reserve::Reservation;
 pub use route::{Fetching, Promise, Route};
 pub use shard::{Shard, ShardCounters};
+pub use splicing::Spliced;
 pub use stages::{Stage, Stages};
 pub use topics::Topic;

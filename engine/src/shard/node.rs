@@ -73,6 +73,7 @@ impl Node {
     /// When `shards` is not 1 to [`VIRTUAL_SHARDS`].
     pub async fn open(ring: &Ring, config: &ShardConfig, shards: u16) -> Result<Arc<Node>, OpenError> {
         assert!((1..=VIRTUAL_SHARDS).contains(&shards), "{shards} shards");
+        config.check()?;
         let dir = config.data_dir.clone();
         ring.make_dir(&dir).await?;
         let lock = ring.lock(&dir.join(LOCK_FILE)).await.map_err(|error| match error.kind() {

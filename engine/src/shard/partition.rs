@@ -17,13 +17,14 @@ use super::errors::{AppendError, TruncateError};
 use super::files::Files;
 use super::owed::Owed;
 use super::shard::Common;
+use super::splicing::Splicing;
 use super::stages::Stage;
 use super::topics::TopicPlan;
 use super::turns::{Turn, Turns};
 use super::wakers::Wakers;
 use crate::log::{self, BatchHeader, Ext, Log, LogPoint, Marks, Placement};
 use crate::sys::{BLOCK_BYTES, Flushes, Lease, LeaseMut, Moment, OpenOptions, is_failed_flush, is_passing};
-use crate::transfer::{Need, Staged};
+use crate::transfer::{Need, Receives, Staged};
 use crate::types::{Epoch, Offset, PartitionId, Position, Timestamp};
 
 /// Bytes that one partition accepts ahead of its disk; beyond that appends wait.
@@ -51,6 +52,7 @@ pub(super) struct Inner {
     /// What was accepted finds no room on the disk, or no descriptor: nothing more is, until it does.
     pub hindrance: RefCell<Option<AppendError>>,
     pub owed: Owed,
+    pub splicing: Splicing,
     /// The last time that was stamped on a batch.
     append_time: Cell<Timestamp>,
     /// Counts truncations: a ticket of an older generation is void.
@@ -113,6 +115,7 @@ impl Partition {
             failure: RefCell::new(None),
             hindrance: RefCell::new(None),
             owed: Owed::default(),
+            splicing: Splicing::default(),
             append_time: Cell::new(largest),
             generation: Cell::new(0),
             sync_wanted: Cell::new(Offset(0)),
@@ -283,6 +286,10 @@ impl Partition {
                 self.settle().await?;
                 continue;
             }
+            if self.0.splicing.has_debris() {
+                self.clear_debris().await?;
+                continue;
+            }
             if self.0.unwritten_bytes.get() > UNWRITTEN_BYTES_MAX {
                 self.wait_for_room().await;
                 continue;
@@ -359,6 +366,9 @@ impl Partition {
         let bytes = batch.len() as u64;
         let now = self.0.common.ring.now();
         let copied = self.0.staged.borrow_mut().accept(batch, placement.start, placement.end, now);
+        if self.0.common.config.ingress.receives() == Receives::Spliced {
+            self.0.common.transfers.note_ingress_fallback(bytes);
+        }
         self.0.common.transfers.note_ingress(bytes, copied);
         self.accepted(bytes, &placement, ack, received, now)
     }
@@ -517,7 +527,11 @@ impl Partition {
         }
         let now = self.0.common.ring.wall_clock();
         // Not while somebody receives into the tail: the next look comes.
-        if self.0.append_turns.is_empty() && !self.owes() && self.0.log.borrow().active_is_old(now) {
+        if self.0.append_turns.is_empty()
+            && !self.owes()
+            && !self.0.splicing.has_debris()
+            && self.0.log.borrow().active_is_old(now)
+        {
             self.roll();
         }
         self.0.log.borrow().retention(now)
@@ -535,6 +549,7 @@ impl Partition {
         self.0.generation.set(self.0.generation.get() + 1);
         *self.0.staged.borrow_mut() = Staged::new(self.0.common.config.ingress, end);
         self.0.owed.torn.replace(None); // It goes with what is cut.
+        self.0.splicing.forget();
         self.0.unwritten_bytes.set(0);
         self.0.sync_wanted.set(self.0.sync_wanted.get().min(end.offset));
         self.0.checkpointed.set(end);

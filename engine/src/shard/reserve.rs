@@ -10,8 +10,8 @@ use super::config::Timestamps;
 use super::errors::AppendError;
 use super::partition::Partition;
 use super::turns::Turn;
-use crate::log::{self, BATCH_HEADER_BYTES, BatchHeader, Ext};
-use crate::sys::Moment;
+use crate::log::{self, BATCH_HEADER_BYTES, BatchHeader, Ext, LogPoint};
+use crate::sys::{File, Moment};
 use crate::transfer::{Receives, Slot};
 
 /// See the module's words.
@@ -20,6 +20,9 @@ pub struct Reservation {
     turn: Turn,
     /// Present until it goes back to the stage.
     slot: Option<Slot>,
+    bytes: usize,
+    /// Where the batch is received into the file.
+    file: Option<File>,
     generation: u64,
 }
 
@@ -41,9 +44,14 @@ impl Partition {
         let turn = self.take_turn();
         turn.comes().await;
         self.make_room(header).await?;
-        let start = self.0.log.borrow().log_end();
-        let slot = self.0.staged.borrow_mut().reserve(start, header.bytes as usize);
-        Ok(Reservation { partition: self.clone(), turn, slot: Some(slot), generation: self.generation() })
+        let (start, bytes) = (self.0.log.borrow().log_end(), header.bytes as usize);
+        let file = match self.0.common.config.ingress.receives() {
+            Receives::Spliced => Some(self.open_end(start.segment, start.position.plus(bytes as u64)).await?),
+            _ => None,
+        };
+        let slot = self.0.staged.borrow_mut().reserve(start, bytes);
+        let (partition, generation) = (self.clone(), self.generation());
+        Ok(Reservation { partition, turn, slot: Some(slot), bytes, file, generation })
     }
 }
 
@@ -70,8 +78,7 @@ impl Reservation {
             return Ok(());
         }
         let start = partition.0.log.borrow().log_end();
-        let slot = self.slot.as_ref().expect("it goes back last");
-        let end = start.position.0 + slot.parts().map(|part| part.len() as u64).sum::<u64>();
+        let end = start.position.0 + self.bytes as u64;
         let writer = partition.0.files.borrow().get(start.segment).and_then(|f| f.writer.clone());
         let checked = writer.map_or(Ok(()), |file| partition.0.common.ring.check_window(&file, end, &[]));
         checked.map_err(|error| {
@@ -112,8 +119,29 @@ impl Reservation {
         Ok(partition.accepted(bytes, &placement, ack, received, now))
     }
 
+    pub(super) fn partition(&self) -> &Partition {
+        &self.partition
+    }
+
+    /// Of the whole batch.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn start(&self) -> LogPoint {
+        self.slot.as_ref().expect("it goes back last").start()
+    }
+
+    pub(super) fn file(&self) -> &File {
+        self.file.as_ref().expect("it is opened for what goes into it")
+    }
+
+    pub(super) fn take_slot(&mut self) -> Slot {
+        self.slot.take().expect("it goes back last")
+    }
+
     /// Whether the log still ends where the slot begins.
-    fn is_current(&self) -> bool {
+    pub(super) fn is_current(&self) -> bool {
         let start = self.slot.as_ref().map(Slot::start);
         self.partition.generation() == self.generation
             && start == Some(self.partition.0.log.borrow().log_end())

@@ -138,6 +138,7 @@ impl Shard {
         config: ShardConfig,
         node: Arc<Node>,
     ) -> Result<Shard, OpenError> {
+        config.check()?;
         if config.ingress.receives() == Receives::Provided
             && let Err(error) = ring.prepare_incoming()
         {

@@ -175,12 +175,21 @@ pub(crate) enum Request {
         bytes: usize,
         pipe: Pipe,
     },
+    /// Writes up to `bytes` of what the pipe holds into the file, through the page cache. A worker of the kernel's does.
+    SpliceToFile {
+        file: File,
+        at: u64,
+        bytes: usize,
+        pipe: Pipe,
+    },
     /// Makes completed writes of this file survive power loss, with the metadata needed to find them.
     Sync {
         file: File,
     },
     /// Completes when the socket takes more bytes (or has failed).
     Writable(Socket),
+    /// Completes when the socket has bytes or its end to be received (or has failed).
+    Readable(Socket),
     /// A job for the helper pool: may block, for as long as it likes.
     Help {
         job: Option<Job>,

@@ -1,5 +1,5 @@
-//! A pipe that pages pass through on their way to a socket: filled from a file, from memory or from another pipe, emptied
-//! into a socket, never read.
+//! A pipe that pages pass through on their way to a socket or from one: filled from a file, from memory, from another pipe or
+//! from a socket, emptied into a socket or a file, never read.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -12,7 +12,7 @@ pub const PIPE_BYTES: usize = 1 << 20;
 /// Empty pipes that a ring keeps for the next one who needs one.
 pub const PIPES_KEPT_MAX: usize = 16;
 
-/// One pipe. What is in it waits for a socket, or to be taken from it by others.
+/// One pipe. What is in it waits for a socket or a file, or to be taken from it by others.
 pub struct Pipe {
     pub(super) kind: PipeKind,
     capacity: usize,

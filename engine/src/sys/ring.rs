@@ -552,20 +552,8 @@ impl Ring {
         into: LeaseMut,
         give_up: impl Future<Output = ()>,
     ) -> Done<LeaseMut> {
-        let mut receive = pin!(self.submit(Request::Recv { socket: socket.clone(), into, all: true }));
-        let mut give_up = pin!(give_up);
-        let mut given_up = false;
-        let (result, request, _) = poll_fn(|cx| {
-            if let Poll::Ready(done) = receive.as_mut().poll(cx) {
-                return Poll::Ready(done);
-            }
-            if !given_up && give_up.as_mut().poll(cx).is_ready() {
-                given_up = true;
-                receive.cancel();
-            }
-            Poll::Pending
-        })
-        .await;
+        let request = Request::Recv { socket: socket.clone(), into, all: true };
+        let (result, request, given_up) = self.submit_unless(request, give_up).await;
         let Request::Recv { into, .. } = request else {
             unreachable!("an operation gives back its own request")
         };
@@ -655,6 +643,45 @@ impl Ring {
         self.submit(Request::Writable(socket.clone())).await.0.map(|_| ())
     }
 
+    /// Waits until `socket` has bytes or its end to be received, or has failed: the next receive says what; or until `give_up`
+    /// is ready. Whether the socket is.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn readable_unless(
+        &self,
+        socket: &Socket,
+        give_up: impl Future<Output = ()>,
+    ) -> io::Result<bool> {
+        let (result, _, given_up) = self.submit_unless(Request::Readable(socket.clone()), give_up).await;
+        match result {
+            Err(error) if given_up && error.raw_os_error() == Some(libc::ECANCELED) => Ok(false),
+            result => result.map(|_| true),
+        }
+    }
+
+    /// Carries `request` out, and cancels it when `give_up` is ready. Whether that was so.
+    async fn submit_unless(
+        &self,
+        request: Request,
+        give_up: impl Future<Output = ()>,
+    ) -> (io::Result<u32>, Request, bool) {
+        let mut operation = pin!(self.submit(request));
+        let mut give_up = pin!(give_up);
+        let mut given_up = false;
+        poll_fn(|cx| {
+            if let Poll::Ready((result, request, _)) = operation.as_mut().poll(cx) {
+                return Poll::Ready((result, request, given_up));
+            }
+            if !given_up && give_up.as_mut().poll(cx).is_ready() {
+                given_up = true;
+                operation.cancel();
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
     /// `sendfile(2)`, now, without waiting: bytes taken by the socket, or `WouldBlock`. The range must be resident
     /// in the page cache ([`Ring::is_resident`]), or the whole thread waits for the disk.
     ///
@@ -719,6 +746,34 @@ impl Ring {
         }?;
         pipe.note_out(sent);
         Ok(sent)
+    }
+
+    /// `splice(2)` of up to `bytes` that `socket` has received into `pipe`, now, without waiting; 0 when the peer has finished.
+    /// Nothing else may receive from the socket meanwhile.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing has come, or the pipe is full; otherwise what the kernel said.
+    pub fn splice_from_socket(&self, socket: &Socket, bytes: usize, pipe: &mut Pipe) -> io::Result<usize> {
+        let taken = match &mut *self.0.driver.borrow_mut() {
+            Driver::Uring(uring) => uring.splice_from_socket(socket, bytes, pipe),
+            Driver::Sim(sim) => sim.splice_from_socket(socket, bytes, pipe),
+        }?;
+        pipe.note_in(taken);
+        Ok(taken)
+    }
+
+    /// Writes what `pipe` holds, or the beginning of it, to `file` at `at`, through the page cache, on a worker of the
+    /// kernel's. What was written is no longer in the pipe.
+    pub async fn splice_to_file(&self, file: &File, at: u64, pipe: Pipe) -> Done<Pipe> {
+        let bytes = pipe.held();
+        match self.submit(Request::SpliceToFile { file: file.clone(), at, bytes, pipe }).await {
+            (Ok(written), Request::SpliceToFile { mut pipe, .. }, _) => {
+                pipe.note_out(written as usize);
+                (Ok(written as usize), pipe)
+            }
+            (Err(error), Request::SpliceToFile { pipe, .. }, _) => (Err(error), pipe),
+            _ => unreachable!("an operation gives back its own request"),
+        }
     }
 
     /// `send(2)` from a map, now, without waiting: bytes taken by the socket. The range must be resident in the page cache

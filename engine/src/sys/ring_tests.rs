@@ -335,6 +335,47 @@ fn splices_that_wait_have_few_workers() {
     ring.shut_down();
 }
 
+/// A socket without bytes is not waited for, its end is seen, and what comes lies in the file.
+#[test]
+fn bytes_go_from_a_socket_through_a_pipe_into_a_file() {
+    let ring = ring();
+    let main = ring.clone();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("f");
+    let inner = path.clone();
+    let sent: Vec<u8> = (0..3_000_000u32).map(|n| (n / 7) as u8).collect();
+    let expected = sent.clone();
+    ring.run(async move {
+        let ring = main;
+        let options = OpenOptions { create: true, write: true, direct: false };
+        let file = ring.open(&inner, options).await.unwrap();
+        let (socket, mut stream) = pair(&ring).await;
+        let mut pipe = ring.pipe().unwrap();
+        let nothing = ring.splice_from_socket(&socket, 1000, &mut pipe).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+        assert!(!ring.readable_unless(&socket, std::future::ready(())).await.unwrap(), "given up");
+        let sender = std::thread::spawn(move || std::io::Write::write_all(&mut stream, &sent).unwrap());
+        let mut at = 0;
+        loop {
+            assert!(ring.readable_unless(&socket, std::future::pending()).await.unwrap());
+            match ring.splice_from_socket(&socket, 1 << 20, &mut pipe) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+            while pipe.held() > 0 {
+                let (written, rest) = ring.splice_to_file(&file, 10 + at, pipe).await;
+                (at, pipe) = (at + written.unwrap() as u64, rest);
+            }
+        }
+        sender.join().unwrap();
+        assert_eq!(at, 3_000_000);
+    });
+    ring.shut_down();
+    let found = std::fs::read(path).unwrap();
+    assert!(found[..10] == [0; 10] && found[10..] == expected);
+}
+
 /// A connected pair: one end on the ring, the other an ordinary socket.
 async fn pair(ring: &Ring) -> (Socket, std::net::TcpStream) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -44,12 +44,12 @@ pub struct Transfers {
     pub(crate) calibration: Cell<Calibration>,
     /// Bytes copied in user space on the way in.
     pub ingress_copied_bytes: Cell<u64>,
-    /// Bytes of batches that were received into the memory they were written from, but for the few that came with
-    /// their heads.
+    /// Bytes of batches that were received into the memory they were written from, or into the file, but for the few that
+    /// came with their heads.
     pub ingress_in_place_bytes: Cell<u64>,
     /// Bytes of shared last blocks, copied to be written: a block that is written again may not change under the device.
     pub last_block_copied_bytes: Cell<u64>,
-    /// Bytes that did not go the way of the strategy, because the host does not offer it.
+    /// Bytes that did not go the way of the strategy: the host does not offer it, or a pipe does not carry them.
     pub ingress_fallback_bytes: Cell<u64>,
     /// Bytes accepted into the log.
     pub ingress_bytes: Cell<u64>,
@@ -95,6 +95,12 @@ impl Transfers {
     pub(crate) fn note_ingress_in_place(&self, bytes: u64, copied: u64) {
         self.note_ingress(bytes, copied);
         self.ingress_in_place_bytes.set(self.ingress_in_place_bytes.get() + bytes - copied);
+    }
+
+    /// Of `bytes` all but the first `stated` went through a pipe.
+    pub(crate) fn note_ingress_spliced(&self, bytes: u64, stated: u64) {
+        self.note_ingress(bytes, 0);
+        self.ingress_in_place_bytes.set(self.ingress_in_place_bytes.get() + bytes - stated);
     }
 
     pub(crate) fn note_last_block(&self, copied: u64) {

@@ -14,7 +14,7 @@ mod readers;
 
 pub use counters::{ChoiceCounters, EgressCounters, Transfers};
 pub use egress::{Calibration, Egress, Reason, send};
-pub use ingress::{Ingress, Need, Receives, Slot, Staged, WriteData, WriteUnit};
+pub use ingress::{Filled, Ingress, Need, Passage, Receives, Slot, Staged, WriteData, WriteUnit};
 pub use join::{join, join_writes};
 pub use plan::{
     Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Protocol, Response, SegmentFile, SharedPiece,

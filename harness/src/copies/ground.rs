@@ -77,6 +77,7 @@ impl<'a> Ground<'a> {
         let mut config = EngineConfig::new(self.data.join(name));
         config.cores = Some(usable_cores()?.into_iter().take(1).collect());
         config.shard.ingress = ingress;
+        config.shard.trusted_producers = !ingress.checks_payload();
         config.shard.arena_bytes_max = ARENA_BYTES_MAX;
         config.shard.tail_cache_bytes_max = TAIL_CACHE_BYTES_MAX;
         config.shard.topic_defaults.log.batch_bytes_max = self.bytes as u32;

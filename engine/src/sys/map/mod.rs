@@ -3,12 +3,11 @@
 //! Another process may truncate a file that is mapped here. What then happens depends on who looks: the kernel, copying
 //! from the map into a socket, gets `EFAULT` and says so; a load of our own gets `SIGBUS`, which would end the process.
 //! Two answers, together: a *lease* on the file (`lease`) announces a change before it happens, and the map is given up
-//! in time; a *guard* (`guard`) turns the signal into a map that is known to be lost, where no lease was granted or
+//! in time; a *guard* (`sys/guard.rs`) turns the signal into a map that is known to be lost, where no lease was granted or
 //! somebody did not wait for it.
 //!
 //! Mapping, bringing in and unmapping can block: they are jobs for helpers. Nothing here knows what is in the file.
 
-mod guard;
 mod lease;
 #[cfg(test)]
 mod tests;
@@ -19,12 +18,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use self::guard::Guard;
 use self::lease::FileLease;
+use super::guard::{self, Guard, GuardedFor};
 use super::sim::SimFile;
 use super::uring::HelperSender;
-
-pub use guard::GUARDED_MAPS_MAX;
 
 const PAGE: usize = 4096;
 
@@ -137,7 +134,7 @@ impl Mapping {
             io::Error::new(io::ErrorKind::InvalidInput, format!("{bytes} bytes cannot be mapped"))
         })?;
         let reserved = length.next_multiple_of(PAGE);
-        let guard = Guard::reserve()?;
+        let guard = Guard::reserve(GuardedFor::Sending)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
         let start = unsafe {
             let fd = std::os::fd::AsRawFd::as_raw_fd(&file);

@@ -9,6 +9,8 @@ use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::sys::GUARDED_MAPS_MAX;
+use crate::sys::write_map::WriteMap;
 
 const MIB: usize = 1 << 20;
 
@@ -172,6 +174,11 @@ fn no_more_maps_than_can_be_guarded() {
         assert!(maps.len() <= GUARDED_MAPS_MAX);
     };
     assert!(refused.to_string().contains("1024"), "{refused}");
+    let window =
+        File::options().write(true).read(true).create_new(true).open(directory.path().join("window"));
+    let window = window.unwrap();
+    window.set_len(4096).unwrap();
+    WriteMap::of_file(window.as_fd(), 0, 4096).expect("places of its own");
     drop(maps);
     Mapping::of(file.as_fd(), 4096).unwrap();
     assert!(Mapping::of(file.as_fd(), 0).is_err());
@@ -236,6 +243,16 @@ fn a_bus_error_elsewhere_is_the_previous_handlers_business() {
     let byte = unsafe { (start as *const u8).read_volatile() };
     // Without a handler the process is gone by now.
     assert_eq!((byte, SEEN.load(Ordering::Relaxed), handled), (0, 1, true));
+    // Both kinds of map by the one handler.
+    let window =
+        File::options().write(true).read(true).create_new(true).open(directory.path().join("window"));
+    let window = window.unwrap();
+    window.set_len(8192).unwrap();
+    let received_into = WriteMap::of_file(window.as_fd(), 0, 8192).unwrap();
+    window.set_len(0).unwrap();
+    // SAFETY: within the mapping, which is alive and this test's alone; the bus error that it raises is what is tested.
+    unsafe { received_into.base().as_ptr().add(5000).write_volatile(1) };
+    assert!(received_into.is_lost());
     writer.set_len(0).unwrap();
     assert!(mapping.touch(0, MIB).is_err());
     assert_eq!((mapping.state(), SEEN.load(Ordering::Relaxed)), (MapState::Lost, 1));

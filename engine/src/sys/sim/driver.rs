@@ -135,6 +135,7 @@ pub(super) enum Effect {
     Read { file: File, at: u64, into: Memory },
     Write { file: File, at: u64, from: Memory },
     SpliceIn { file: File, at: u64, bytes: usize, room: usize, pipe: SimPipe },
+    SpliceToFile { file: File, at: u64, bytes: usize, pipe: SimPipe },
     Sync { file: File, before: usize },
     Help { job: Job, file: Option<File> },
 }
@@ -289,6 +290,12 @@ impl SimDriver {
                 let (room, into) = (pipe.capacity() - pipe.held(), pipe.simulated_bytes().clone());
                 Effect::SpliceIn { file: file.clone(), at: *at, bytes: *bytes, room, pipe: into }
             }
+            Request::SpliceToFile { file, at, bytes, pipe } => {
+                counters.writes += 1;
+                counters.write_bytes += *bytes as u64;
+                let from = pipe.simulated_bytes().clone();
+                Effect::SpliceToFile { file: file.clone(), at: *at, bytes: *bytes, pipe: from }
+            }
             Request::Sync { file } => {
                 counters.syncs += 1;
                 Effect::Sync { file: file.clone(), before: state.disk.events() }
@@ -393,6 +400,7 @@ impl State {
             Effect::SpliceIn { file, at, bytes, room, pipe } => {
                 Outcome::of(self.splice_in(&file, at, bytes.min(room), &pipe).map(|taken| taken as u32))
             }
+            Effect::SpliceToFile { file, at, bytes, pipe } => self.splice_to_file(&file, at, bytes, &pipe),
             Effect::Sync { file, before } => self.sync(sim_file(&file), before),
             Effect::Help { job, file } => match self.help(job, file.as_ref()) {
                 Ok(outcome) => outcome,
@@ -416,11 +424,15 @@ impl State {
     }
 
     fn write(&mut self, file: &SimFile, at: u64, from: &Memory) -> Outcome {
-        if !file.options.write {
-            return Outcome::failed(libc::EBADF);
-        }
         if file.options.direct && !(at.is_multiple_of(BLOCK_BYTES as u64) && from.is_aligned()) {
             return Outcome::failed(libc::EINVAL);
+        }
+        self.write_bytes(file, at, from.take())
+    }
+
+    pub(super) fn write_bytes(&mut self, file: &SimFile, at: u64, mut data: Vec<u8>) -> Outcome {
+        if !file.options.write {
+            return Outcome::failed(libc::EBADF);
         }
         if self.faults.fails_write(&file.path) {
             return Outcome::failed(libc::EIO);
@@ -428,7 +440,6 @@ impl State {
         if self.faults.finds_no_room(&file.path) {
             return Outcome::failed(libc::ENOSPC);
         }
-        let mut data = from.take();
         let unit = if file.options.direct { BLOCK_BYTES } else { 1 };
         if self.faults.short_writes > 0.0 && data.len() > unit && self.random.f64() < self.faults.short_writes
         {

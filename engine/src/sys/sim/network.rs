@@ -80,6 +80,7 @@ struct Endpoint {
     receives: VecDeque<Receive>,
     sends: VecDeque<Send>,
     writables: VecDeque<Address>,
+    readables: VecDeque<Address>,
 }
 
 struct Receive {
@@ -216,6 +217,7 @@ impl State {
             receives: VecDeque::new(),
             sends: VecDeque::new(),
             writables: VecDeque::new(),
+            readables: VecDeque::new(),
         };
         self.network.endpoints.insert(id, endpoint);
         id
@@ -270,11 +272,17 @@ impl State {
                 self.endpoint(id).writables.push_back(address);
                 self.network_after(NetworkEvent::Pump(id));
             }
+            Request::Readable(socket) => {
+                let id = sim_socket(socket).id;
+                self.endpoint(id).readables.push_back(address);
+                self.serve_receives(id);
+            }
             Request::Read { .. }
             | Request::Write { .. }
             | Request::WriteGather { .. }
             | Request::ReadPages { .. }
             | Request::SpliceIn { .. }
+            | Request::SpliceToFile { .. }
             | Request::Sync { .. }
             | Request::Help { .. } => unreachable!("not about the network"),
         }
@@ -474,10 +482,20 @@ impl State {
             };
             self.complete_later(address, Outcome { result: Ok(done as u32), reply, records: Vec::new() });
         }
-        if received {
-            self.settle_received(id);
+        let endpoint = self.endpoint(id);
+        if !endpoint.arrived.is_empty() || endpoint.ended || endpoint.closed {
+            for address in std::mem::take(&mut endpoint.readables) {
+                self.complete_later(address, Outcome::of(Ok(0)));
+            }
         }
-        if received && let Some(peer) = self.endpoint(id).peer {
+        if received {
+            self.note_received(id);
+        }
+    }
+
+    fn note_received(&mut self, id: u64) {
+        self.settle_received(id);
+        if let Some(peer) = self.endpoint(id).peer {
             self.network_after(NetworkEvent::Pump(peer));
         }
     }
@@ -554,6 +572,23 @@ impl State {
         self.put_on_the_way(sim_socket(socket).id, Parcel::Bytes(bytes.to_vec()));
     }
 
+    /// Bytes that `splice` may take from `socket` now; `None` when no more will come.
+    pub(super) fn arrived_bytes(&mut self, socket: &Socket) -> Option<usize> {
+        let endpoint = self.endpoint(sim_socket(socket).id);
+        assert!(endpoint.receives.is_empty(), "two receive from one socket");
+        let over = endpoint.arrived.is_empty() && (endpoint.ended || endpoint.closed);
+        (!over).then_some(endpoint.arrived.len())
+    }
+
+    pub(super) fn receive_now(&mut self, socket: &Socket, bytes: usize) -> Vec<u8> {
+        let id = sim_socket(socket).id;
+        let endpoint = self.endpoint(id);
+        let taken = endpoint.arrived.drain(..bytes).collect();
+        endpoint.received_bytes += bytes as u64;
+        self.note_received(id);
+        taken
+    }
+
     /// Ends an operation that waits for a peer.
     pub(super) fn cancel_network(&mut self, address: Address) {
         let mut found = false;
@@ -569,7 +604,8 @@ impl State {
             done += under_way.map_or(0, |receive| receive.done);
             found |= take_out(&mut endpoint.receives, |receive| receive.address == address)
                 || take_out(&mut endpoint.sends, |send| send.address == address)
-                || take_out(&mut endpoint.writables, |writable| *writable == address);
+                || take_out(&mut endpoint.writables, |writable| *writable == address)
+                || take_out(&mut endpoint.readables, |readable| *readable == address);
         }
         match lent {
             Some((loan, done)) if done > 0 => return self.queued_loan(loan, done),
@@ -596,6 +632,7 @@ impl State {
             endpoint.receives.clear();
             endpoint.sends.clear();
             endpoint.writables.clear();
+            endpoint.readables.clear();
             *id
         };
         for id in endpoints.map(forget).collect::<Vec<_>>() {

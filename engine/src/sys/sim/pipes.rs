@@ -7,7 +7,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::driver::{SimDriver, sim_file};
-use super::world::State;
+use super::world::{Outcome, State};
 use crate::sys::op::{File, Socket};
 use crate::sys::pipe::Pipe;
 
@@ -34,6 +34,26 @@ impl SimDriver {
         let sent: Vec<u8> = pipe.simulated_bytes().borrow_mut().drain(..room.min(pipe.held())).collect();
         state.send_now(socket, &sent);
         Ok(sent.len())
+    }
+
+    pub(crate) fn splice_from_socket(
+        &mut self,
+        socket: &Socket,
+        bytes: usize,
+        pipe: &Pipe,
+    ) -> io::Result<usize> {
+        let room = pipe.capacity() - pipe.held();
+        let mut state = self.called();
+        let most = match state.arrived_bytes(socket) {
+            None => return Ok(0),
+            Some(arrived) => bytes.min(arrived).min(room),
+        };
+        if most == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let taken = state.some_of(most);
+        pipe.simulated_bytes().borrow_mut().extend(state.receive_now(socket, taken));
+        Ok(taken)
     }
 
     pub(crate) fn tee(&mut self, from: &Pipe, to: &Pipe, bytes: usize) -> io::Result<usize> {
@@ -91,6 +111,20 @@ impl State {
         let read = self.disk.state.inodes[&file.inode].current.read(at, &mut taken);
         pipe.borrow_mut().extend(&taken[..read]);
         Ok(read)
+    }
+
+    pub(super) fn splice_to_file(&mut self, file: &File, at: u64, bytes: usize, pipe: &SimPipe) -> Outcome {
+        let file = sim_file(file);
+        if file.is_direct() {
+            return Outcome::failed(libc::EINVAL);
+        }
+        let most = self.some_of(bytes);
+        let data: Vec<u8> = pipe.borrow().iter().take(most).copied().collect();
+        let outcome = self.write_bytes(file, at, data);
+        if let Ok(written) = outcome.result {
+            pipe.borrow_mut().drain(..written as usize);
+        }
+        outcome
     }
 
     /// All of `most`, or less, but something.

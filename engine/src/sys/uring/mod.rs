@@ -290,6 +290,20 @@ impl Uring {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
     }
 
+    /// All sockets here are non-blocking: the flag alone is about the pipe, and one without bytes would be waited for.
+    pub(crate) fn splice_from_socket(
+        &mut self,
+        socket: &Socket,
+        bytes: usize,
+        pipe: &Pipe,
+    ) -> io::Result<usize> {
+        let (from, to, nowhere) = (socket_fd(socket), pipe.write_end(), std::ptr::null_mut());
+        self.counters.system_calls += 1;
+        // SAFETY: both descriptors are open (their handles are borrowed).
+        let taken = unsafe { libc::splice(from, nowhere, to, nowhere, bytes, libc::SPLICE_F_NONBLOCK) };
+        if taken < 0 { Err(io::Error::last_os_error()) } else { Ok(taken as usize) }
+    }
+
     pub(crate) fn tee(&mut self, from: &Pipe, to: &Pipe, bytes: usize) -> io::Result<usize> {
         self.counters.system_calls += 1;
         // SAFETY: both descriptors are open (their pipes are borrowed).
@@ -460,6 +474,12 @@ impl Uring {
                 let (from, to) = (uring_types::Fd(file_fd(file)), uring_types::Fd(pipe.write_end()));
                 opcode::Splice::new(from, *at as i64, to, -1, *bytes as u32).build()
             }
+            Request::SpliceToFile { file, at, bytes, pipe } => {
+                self.counters.writes += 1;
+                self.counters.write_bytes += *bytes as u64;
+                let (from, to) = (uring_types::Fd(pipe.read_end()), uring_types::Fd(file_fd(file)));
+                opcode::Splice::new(from, -1, to, *at as i64, *bytes as u32).build()
+            }
             Request::Sync { file } => {
                 self.counters.syncs += 1;
                 opcode::Fsync::new(on(file_handle(file), &mut flags))
@@ -468,6 +488,10 @@ impl Uring {
             }
             Request::Writable(socket) => {
                 opcode::PollAdd::new(on(socket_handle(socket), &mut flags), libc::POLLOUT as u32).build()
+            }
+            Request::Readable(socket) => {
+                let events = (libc::POLLIN | libc::POLLRDHUP) as u32;
+                opcode::PollAdd::new(on(socket_handle(socket), &mut flags), events).build()
             }
         };
         self.push(entry.flags(flags).user_data(token.to_bits()));

@@ -20,6 +20,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     uncached: false,
     receives: Receives::Private,
     into_file: false,
+    checks_payload: true,
     needs: "nothing",
 };
 
@@ -102,7 +103,10 @@ impl Stage {
         let mut end = first.end;
         while let Some(waiting) = self.queue.front() {
             let full = gather.bytes() > 0 && gather.bytes() + waiting.batch.len() > UNIT_BYTES_MAX;
-            if waiting.start.segment != segment || full || gather.leases().len() == GATHER_MAX {
+            // Of one that `spliced` received, more than its head is in the file already.
+            let follows =
+                waiting.start.segment == segment && waiting.start.position == at.plus(gather.bytes() as u64);
+            if !follows || full || gather.leases().len() == GATHER_MAX {
                 break;
             }
             let waiting = self.queue.pop_front().expect("looked at above");

@@ -16,5 +16,6 @@ pub(super) const DECLARATION: Declaration = Declaration {
     uncached: false,
     receives: Receives::Private,
     into_file: false,
+    checks_payload: true,
     needs: "O_DIRECT on the data directory's file system",
 };

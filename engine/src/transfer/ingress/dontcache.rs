@@ -20,5 +20,6 @@ pub(super) const DECLARATION: Declaration = Declaration {
     uncached: true,
     receives: Receives::Private,
     into_file: false,
+    checks_payload: true,
     needs: "RWF_DONTCACHE: Linux 6.14, and a file system that knows it (ext4, XFS, btrfs)",
 };

@@ -20,5 +20,6 @@ pub(super) const DECLARATION: Declaration = Declaration {
     uncached: false,
     receives: Receives::InPlace,
     into_file: false,
+    checks_payload: true,
     needs: "O_DIRECT on the data directory's file system; producers of large batches, one in a request",
 };

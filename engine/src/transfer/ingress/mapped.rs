@@ -33,6 +33,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     uncached: false,
     receives: Receives::InPlace,
     into_file: true,
+    checks_payload: true,
     needs: "Linux 5.14 (MADV_POPULATE_WRITE); producers of large batches, one in a request",
 };
 

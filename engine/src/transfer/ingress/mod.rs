@@ -10,11 +10,13 @@ mod dontcache;
 mod in_place;
 mod mapped;
 mod provided;
+mod spliced;
 mod staging;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use self::spliced::{Filled, Passage};
 pub use self::staging::Slot;
 use super::plan::CopyProfile;
 use crate::log::LogPoint;
@@ -31,6 +33,8 @@ pub(super) struct Declaration {
     receives: Receives,
     /// Whether that is the file itself: nobody may cut it while somebody receives.
     into_file: bool,
+    /// Whether every byte of a batch is looked at before it is accepted.
+    checks_payload: bool,
     needs: &'static str,
 }
 
@@ -43,6 +47,8 @@ pub enum Receives {
     InPlace,
     /// Into buffers that all connections share.
     Provided,
+    /// Through a pipe into the file, where it pays.
+    Spliced,
 }
 
 /// The one list. A strategy is a file with `DECLARATION` and a `Stage`, and a line here.
@@ -201,6 +207,8 @@ strategies! {
     Mapped => mapped,
     /// Received into shared buffers, gathered into staging memory, written from there past the page cache.
     Provided => provided,
+    /// Through a pipe into the segment file, unseen: for trusted producers only.
+    Spliced => spliced,
 }
 
 /// What a stage lacks.
@@ -274,6 +282,17 @@ impl Staged {
             stage.supply_window(start, at, memory);
         }
     }
+
+    /// A slot comes back whose batch, up to `end`, is in the file but for the first bytes, `head`.
+    ///
+    /// # Panics
+    /// When the strategy does not receive through pipes.
+    pub fn accept_head(&mut self, slot: &Slot, head: Lease, end: LogPoint, now: Moment) {
+        match self {
+            Staged::Spliced(stage) => stage.accept_head(head, slot.start(), end, now),
+            _ => unreachable!("batches go through our memory"),
+        }
+    }
 }
 
 impl Ingress {
@@ -311,6 +330,13 @@ impl Ingress {
     #[must_use]
     pub fn receives_into_file(self) -> bool {
         self.declaration().into_file
+    }
+
+    /// Whether every byte of a batch is looked at before it is accepted: its checksum is. One that does not look is for
+    /// producers that are trusted.
+    #[must_use]
+    pub fn checks_payload(self) -> bool {
+        self.declaration().checks_payload
     }
 
     /// What it needs, in words.

@@ -25,5 +25,6 @@ pub(super) const DECLARATION: Declaration = Declaration {
     uncached: false,
     receives: Receives::Provided,
     into_file: false,
+    checks_payload: true,
     needs: "Linux 6.0 (standing receives into provided buffers); O_DIRECT on the data directory's file system",
 };

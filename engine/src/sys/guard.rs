@@ -1,23 +1,36 @@
-//! The fault guard: a load from a guarded map behind the end of its file does not end the process.
+//! The fault guard: touching a guarded map behind the end of its file does not end the process.
 //!
-//! One handler of `SIGBUS` for the process, put in place with the first guarded map. For an address within such a map it
-//! puts a page of zeros there and notes that the map is lost: the load goes on, and whoever made it finds out before it
-//! believes what it read. Any other address is the previous handler's business, and gets to it as if nobody stood in
-//! between. The handler runs on the thread's alternate stack, does one system call, and reads atomics: nothing else is
+//! One handler of `SIGBUS` for the process, put in place with the first guarded map, and one table of the maps: segments
+//! mapped for sending (`map`) and windows that are received into (`write_map`). For an address within one of them it
+//! puts a page of zeros there and notes that the map is lost: the access goes on, and whoever made it finds out before it
+//! believes what it read or wrote. Any other address is the previous handler's business, and gets to it as if nobody stood
+//! in between. The handler runs on the thread's alternate stack, does one system call, and reads atomics: nothing else is
 //! allowed there.
 
 use std::io;
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Maps that can be guarded at once in a process; more are refused.
+/// Maps for sending that can be guarded at once in a process; more are refused.
 pub const GUARDED_MAPS_MAX: usize = 1024;
+/// Windows to receive into that a process may have at a time; the next one is refused until one is used up.
+pub(super) const MAPPINGS_MAX: usize = 8192;
 
 const PAGE: usize = 4096;
 /// Bytes of an alternate stack, for threads that came without one.
 const STACK_BYTES: usize = 64 << 10;
 /// A place that is being filled or emptied: no address is at or behind it.
 const BUSY: usize = usize::MAX;
+
+/// What a map is for: how many there may be, and what may be done to a page of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GuardedFor {
+    /// A segment, to send from.
+    Sending,
+    /// The end of a segment, to receive into.
+    Receiving,
+}
 
 /// A range of addresses, for the handler to read. Vacant when `start` is 0.
 struct Place {
@@ -26,9 +39,9 @@ struct Place {
     lost: AtomicBool,
 }
 
-static PLACES: [Place; GUARDED_MAPS_MAX] =
+static PLACES: [Place; GUARDED_MAPS_MAX + MAPPINGS_MAX] =
     [const { Place { start: AtomicUsize::new(0), end: AtomicUsize::new(0), lost: AtomicBool::new(false) } };
-        GUARDED_MAPS_MAX];
+        GUARDED_MAPS_MAX + MAPPINGS_MAX];
 /// Places that were ever used lie below.
 static PLACES_USED: AtomicUsize = AtomicUsize::new(0);
 static PREVIOUS: OnceLock<Result<libc::sigaction, i32>> = OnceLock::new();
@@ -36,18 +49,53 @@ static PREVIOUS: OnceLock<Result<libc::sigaction, i32>> = OnceLock::new();
 /// One guarded map's place.
 pub(super) struct Guard(&'static Place);
 
+impl GuardedFor {
+    /// Its places in the table: neither kind takes those of the other.
+    fn places(self) -> Range<usize> {
+        match self {
+            GuardedFor::Sending => 0..GUARDED_MAPS_MAX,
+            GuardedFor::Receiving => GUARDED_MAPS_MAX..GUARDED_MAPS_MAX + MAPPINGS_MAX,
+        }
+    }
+
+    fn of_place(index: usize) -> GuardedFor {
+        if index < GUARDED_MAPS_MAX { GuardedFor::Sending } else { GuardedFor::Receiving }
+    }
+
+    fn access(self) -> libc::c_int {
+        match self {
+            GuardedFor::Sending => libc::PROT_READ,
+            GuardedFor::Receiving => libc::PROT_READ | libc::PROT_WRITE,
+        }
+    }
+
+    fn full(self) -> io::Error {
+        match self {
+            GuardedFor::Sending => {
+                let message = format!("{GUARDED_MAPS_MAX} files are mapped already");
+                io::Error::new(io::ErrorKind::QuotaExceeded, message)
+            }
+            // It passes: places come free as windows are used up.
+            GuardedFor::Receiving => {
+                let message = format!("{MAPPINGS_MAX} ranges of files are mapped already");
+                io::Error::new(io::ErrorKind::WouldBlock, message)
+            }
+        }
+    }
+}
+
 impl Guard {
     /// A place, and the handler in place.
-    pub(super) fn reserve() -> io::Result<Guard> {
+    pub(super) fn reserve(guarded_for: GuardedFor) -> io::Result<Guard> {
         install()?;
-        for (index, place) in PLACES.iter().enumerate() {
+        for index in guarded_for.places() {
+            let place = &PLACES[index];
             if place.start.compare_exchange(0, BUSY, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 PLACES_USED.fetch_max(index + 1, Ordering::AcqRel);
                 return Ok(Guard(place));
             }
         }
-        let message = format!("{GUARDED_MAPS_MAX} files are mapped already");
-        Err(io::Error::new(io::ErrorKind::QuotaExceeded, message))
+        Err(guarded_for.full())
     }
 
     pub(super) fn watch(&self, start: usize, bytes: usize) {
@@ -122,14 +170,15 @@ fn last_errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)
 }
 
-/// The guarded map that `address` lies in.
-fn place_of(address: usize) -> Option<&'static Place> {
-    PLACES[..PLACES_USED.load(Ordering::Acquire)].iter().find(|place| {
+/// The guarded map that `address` lies in, and what it is for.
+fn place_of(address: usize) -> Option<(&'static Place, GuardedFor)> {
+    let index = PLACES[..PLACES_USED.load(Ordering::Acquire)].iter().position(|place| {
         let start = place.start.load(Ordering::Acquire);
         let within = start <= address && address < place.end.load(Ordering::Acquire);
-        // A place that changed meanwhile was not this address's: whoever loads from a map keeps its place.
+        // A place that changed meanwhile was not this address's: whoever uses a map keeps its place.
         within && place.start.load(Ordering::Acquire) == start
-    })
+    })?;
+    Some((&PLACES[index], GuardedFor::of_place(index)))
 }
 
 extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -137,15 +186,16 @@ extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, cont
     let (address, code) = unsafe { ((*info).si_addr() as usize, (*info).si_code) };
     // A positive code says that the kernel raised it, for an access to an address.
     if code > 0
-        && let Some(place) = place_of(address)
+        && let Some((place, guarded_for)) = place_of(address)
     {
+        // Before the page is there: another thread that finds it must find this as well.
+        place.lost.store(true, Ordering::Release);
         let page = (address & !(PAGE - 1)) as *mut libc::c_void;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         // SAFETY: the page lies within a map that is registered here, has no memory of anybody's behind it (that is why
         // we are called), and stays part of that map's range, which is unmapped as a whole.
-        let replaced = unsafe { libc::mmap(page, PAGE, libc::PROT_READ, flags, -1, 0) };
+        let replaced = unsafe { libc::mmap(page, PAGE, guarded_for.access(), flags, -1, 0) };
         if replaced == page {
-            place.lost.store(true, Ordering::Release);
             return;
         }
     }
