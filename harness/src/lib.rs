@@ -29,6 +29,8 @@ pub mod residency;
 // What is kept and shown.
 pub mod comparison;
 pub mod intervals;
+pub mod paths;
+pub mod picture;
 pub mod plot;
 pub mod progress;
 pub mod record;

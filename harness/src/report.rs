@@ -214,7 +214,15 @@ mod tests {
             assert!(page.contains(text), "`{text}` is missing");
         }
         assert!(!page.contains("WRONG"));
-        assert_eq!(page.matches("<svg").count(), 2 + 8, "a plot for each batch size, two charts a section");
+        let (plots, charts, pictures) = (2, 4 * 2, 4 * 3);
+        assert_eq!(
+            page.matches("<svg").count(),
+            plots + charts + pictures,
+            "for each batch size, section, row"
+        );
+        // Nothing comes in where nobody produces.
+        assert_eq!(page.matches(">producer</text>").count(), 2 * 3);
+        assert_eq!(page.matches(">consumer</text>").count(), 4 * 3);
     }
 
     #[test]

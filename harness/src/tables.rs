@@ -8,6 +8,7 @@ use crate::comparison::{Comparisons, Measure, OfFloor, in_words, median};
 use crate::cpu::ThreadKind;
 use crate::floor::validity::Validity;
 use crate::intervals::chart;
+use crate::paths::{Journey, journeys};
 use crate::plot::row_colour;
 use crate::record::{CellRecord, RunRecord};
 use crate::recorder::{Latencies, Recorder};
@@ -65,6 +66,8 @@ pub struct Section {
     pub differences: Vec<DifferenceLine>,
     /// The same as pictures: throughput, and what it cost.
     pub charts: Vec<String>,
+    /// The path of a byte, row by row.
+    pub journeys: Vec<Journey>,
 }
 
 impl Section {
@@ -362,6 +365,7 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
         charts: compared.iter().filter(|compared| compared.has_ratios()).flat_map(charts).collect(),
         title: format!("{load}, batches up to {}", binary_bytes(batch_bytes as u64)),
         explanation,
+        journeys: spec.rows.iter().flat_map(|row| journeys(record, row, load)).collect(),
         produces: load.produces(),
         catches_up: load.catches_up(),
         rows: rows.collect(),

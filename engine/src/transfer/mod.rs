@@ -9,6 +9,7 @@ mod counters;
 mod egress;
 mod ingress;
 mod join;
+mod path;
 mod plan;
 mod readers;
 
@@ -16,6 +17,7 @@ pub use counters::{ChoiceCounters, EgressCounters, Transfers};
 pub use egress::{Calibration, Egress, Reason, send};
 pub use ingress::{Filled, Ingress, Need, Passage, Receives, Slot, Staged, WriteData, WriteUnit};
 pub use join::{join, join_writes};
+pub use path::{BytePath, Kind, Place, Step};
 pub use plan::{
     Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Protocol, Response, SegmentFile, SharedPiece,
 };

@@ -38,12 +38,12 @@ use ringlog::{Egress, Ingress};
 use serde::{Deserialize, Serialize};
 
 pub use guest::{Guest, guest};
+pub use link::Link;
 pub use peer::run as peer;
 
 use self::account::{Lacking, Row};
 use self::ground::{Ground, Tried};
 use self::kernel::KernelAccount;
-use self::link::Link;
 use self::peer::Peer;
 use self::show::Show;
 

@@ -10,9 +10,12 @@
 //! | disk | nobody else does | `direct`, past the page cache; `direct_zc` where the card gathers | `cold` |
 //! | disk | no O_DIRECT here | `sendfile` | `shared` |
 //!
-//! From which length on `sendfile` pays is measured when a shard opens ([`Calibration`]). Whether the card gathers, each
-//! connection shows: one piece is lent to it, and as long as no release says that the kernel copied after all, others
-//! follow. Choices are counted with their reasons ([`crate::transfer::Transfers::choices`]).
+//! The path of a byte: as chosen. Right for logs that have readers of several kinds, at the end and behind, one and
+//! many. From which length on `sendfile` pays is measured when a shard opens ([`Calibration`]). Whether the card
+//! gathers, each connection shows: one piece is lent to it, and as long as no release says that the kernel copied
+//! after all, others follow. Choices are counted with their reasons ([`crate::transfer::Transfers::choices`]).
+//!
+//! In the kernel: what the chosen one does. That a page is in the cache is asked without waiting for it.
 
 use std::io;
 use std::path::Path;
@@ -30,6 +33,7 @@ pub(super) const DECLARATION: Declaration = Declaration {
     name: "auto",
     // What it chooses declares its own.
     profile: CopyProfile { cpu_copies: f64::NAN, user_copies: 0.0, shares_pages: true },
+    path: None,
     free_signal: FreeSignal::None,
     carries: PieceKinds { memory: true, file: true },
     needs: "nothing: it chooses what there is",

@@ -1,19 +1,34 @@
 //! `copy`: the four-step path that every other strategy is held against.
 //!
-//! The path of a byte: disk -(DMA)-> page cache -(CPU, read)-> our memory -(CPU, send)-> socket -(DMA)-> card.
-//! Two CPU copies. It asks nothing of file or kernel, and when the bytes are in the cache and small enough to stay in
-//! the processor's own, it is often not slower than the cleverer ways.
+//! The path of a byte: disk -(DMA)-> page cache -(CPU, read)-> our memory -(CPU, send)-> socket -(DMA)-> card. Two
+//! CPU copies. It asks nothing of file or kernel, and when the bytes are in the cache and small enough to stay in
+//! the processor's own, it is often not slower than the cleverer ways. Right for short pieces, and where nothing
+//! else is to be had.
+//!
+//! In the kernel: the read copies out of the page cache (`_copy_to_iter`), the send copies into pages of the
+//! socket's (`_copy_from_iter`). A page that is not in the cache holds up nobody: the ring takes the read up again
+//! when the disk has answered.
 
 use std::io;
 
 use super::{Declaration, Outgoing};
 use crate::sys::{Lease, LeaseMut, Ring};
 use crate::transfer::join::join;
+use crate::transfer::path::{BytePath, Place, copy, dma};
 use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "copy",
     profile: CopyProfile { cpu_copies: 2.0, user_copies: 0.0, shares_pages: false },
+    path: Some(BytePath {
+        from: Place::Disk,
+        steps: &[
+            dma("", Place::PageCache),
+            copy("read", Place::Memory),
+            copy("send", Place::Socket),
+            dma("", Place::Card),
+        ],
+    }),
     free_signal: FreeSignal::Completion,
     carries: PieceKinds { memory: false, file: true },
     needs: "nothing",

@@ -1,22 +1,31 @@
 //! `direct`: read past the page cache into registered memory, sent from there.
 //!
-//! The path of a byte: disk -(DMA)-> our memory -(CPU, send)-> socket -(DMA)-> card. One CPU copy. For catch-up readers:
-//! they cannot push anything out of the page cache or the tail cache, and what they read is read by the device at
-//! its own pace, several units deep. Right when the bytes are on disk; when they are in the page cache it reads them
-//! from disk all the same.
+//! The path of a byte: disk -(DMA, O_DIRECT)-> our memory -(CPU, send)-> socket -(DMA)-> card. One CPU copy. For
+//! catch-up readers: they cannot push anything out of the page cache or the tail cache, and what they read is read
+//! by the device at its own pace, several units deep. Right when the bytes are on disk; when they are in the page
+//! cache it reads them from disk all the same.
 //!
 //! Reads are whole blocks: a piece of [5000, 300000) reads [4096, 303104) and sends what was asked for of it.
+//!
+//! In the kernel: with O_DIRECT the device is given the addresses of our pages and writes there by itself; the page
+//! cache is passed by. A registered buffer was pinned once, when it was registered, which saves pinning it for each
+//! read. The copy into the socket stays.
 
 use std::io;
 
 use super::{Declaration, Outgoing};
 use crate::sys::{BLOCK_BYTES, File, Lease, Ring};
 use crate::transfer::join::{join, join_writes};
+use crate::transfer::path::{BytePath, Place, copy, dma};
 use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "direct",
     profile: CopyProfile { cpu_copies: 1.0, user_copies: 0.0, shares_pages: false },
+    path: Some(BytePath {
+        from: Place::Disk,
+        steps: &[dma("O_DIRECT", Place::Memory), copy("send", Place::Socket), dma("", Place::Card)],
+    }),
     free_signal: FreeSignal::Completion,
     carries: PieceKinds { memory: false, file: true },
     needs: "O_DIRECT on the data directory's file system; `copy` carries what has no such descriptor",

@@ -25,6 +25,7 @@ use std::str::FromStr;
 pub use self::auto::{Calibration, Reason};
 pub(super) use self::masters::Masters;
 use super::counters::{EgressCounters, Transfers};
+use super::path::BytePath;
 use super::plan::{Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Response};
 use crate::sys::{Lease, Ring, Socket};
 
@@ -32,6 +33,8 @@ use crate::sys::{Lease, Ring, Socket};
 pub(super) struct Declaration {
     name: &'static str,
     profile: CopyProfile,
+    /// Its steps: as many copies as the profile says. None where it has no way of its own.
+    path: Option<BytePath>,
     free_signal: FreeSignal,
     carries: PieceKinds,
     /// What it needs of kernel and file, in words.
@@ -249,6 +252,12 @@ impl Egress {
         self.declaration().profile
     }
 
+    /// The path of a byte; none where it takes another's (`auto`), or none (`null`).
+    #[must_use]
+    pub fn path(self) -> Option<BytePath> {
+        self.declaration().path
+    }
+
     /// When the source bytes may change.
     #[must_use]
     pub fn free_signal(self) -> FreeSignal {
@@ -312,18 +321,31 @@ impl Egress {
     #[must_use]
     pub fn carrier_of(self, piece: &Piece) -> Egress {
         match piece {
-            Piece::Memory(_) if !self.carries().memory => match self {
-                Egress::DirectZc => Egress::TailZc,
-                _ => Egress::Tail,
-            },
-            Piece::File { file, .. } if self == Egress::Mmap && !file.is_mapped() => Egress::Copy,
-            Piece::File { file, .. } if self.reads_direct() => match file.direct {
-                Some(_) if self.carries().file => self,
-                Some(_) if self.is_zero_copy() => Egress::DirectZc,
-                Some(_) => Egress::Direct,
-                None => Egress::Copy,
-            },
-            _ => self,
+            Piece::Memory(_) => self.carrier_of_memory(),
+            Piece::File { file, .. } => self.carrier_of_file(file.direct.is_some(), file.is_mapped()),
+        }
+    }
+
+    /// Who moves memory of the tail cache.
+    #[must_use]
+    pub fn carrier_of_memory(self) -> Egress {
+        match self {
+            _ if self.carries().memory => self,
+            Egress::DirectZc => Egress::TailZc,
+            _ => Egress::Tail,
+        }
+    }
+
+    /// Who moves a range of a file that can be read past the page cache (`direct`) and has a map (`mapped`), or not.
+    #[must_use]
+    pub fn carrier_of_file(self, direct: bool, mapped: bool) -> Egress {
+        match self {
+            Egress::Mmap if !mapped => Egress::Copy,
+            _ if !self.reads_direct() => self,
+            _ if !direct => Egress::Copy,
+            _ if self.carries().file => self,
+            _ if self.is_zero_copy() => Egress::DirectZc,
+            _ => Egress::Direct,
         }
     }
 }

@@ -1,9 +1,9 @@
 //! `ring_splice`: from the file into a pipe by the ring (`IORING_OP_SPLICE`), from the pipe into the socket by `splice(2)`.
 //!
-//! The path of a byte is that of `splice`: disk -(DMA)-> page cache = pipe = socket queue (shared page) -(DMA)-> card. No CPU
-//! copy where the card gathers. The difference is who waits: the kernel gives every splice of a ring to one of its
-//! workers, which may wait for the disk as long as it likes. So nothing is asked about residency and nothing is brought
-//! in beforehand, and the shard goes on with others. The next pipe is filled while one is sent.
+//! The path of a byte: disk -(DMA)-> page cache =(ring splice)= pipe =(splice)= socket -(DMA)-> card. No CPU
+//! copy where the card gathers. The difference to `splice` is who waits: the kernel gives every splice of a ring to
+//! one of its workers, which may wait for the disk as long as it likes. So nothing is asked about residency and
+//! nothing is brought in beforehand, and the shard goes on with others. The next pipe is filled while one is sent.
 //!
 //! The price is a worker's turn for each fill: right where pieces are large and often cold; small hot ones are better served
 //! by `splice` or `sendfile`. Workers run on any core that the process may use, and are bounded in number
@@ -15,17 +15,30 @@
 //!
 //! As with `splice` only blocks that will never be written again may go this way, and where no pipe is to be had it is
 //! `sendfile`, counted.
+//!
+//! In the kernel: references to pages pass as in `splice`. A splice that is submitted to a ring is never tried at
+//! once (`REQ_F_FORCE_ASYNC`): it is handed to a worker thread, and its completion handed back.
 
 use std::io;
 
 use super::{Declaration, Egress, Outgoing, sendfile};
 use crate::sys::Pipe;
 use crate::transfer::join::join;
+use crate::transfer::path::{BytePath, Place, dma, share};
 use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "ring_splice",
     profile: CopyProfile { cpu_copies: 0.0, user_copies: 0.0, shares_pages: true },
+    path: Some(BytePath {
+        from: Place::Disk,
+        steps: &[
+            dma("", Place::PageCache),
+            share("ring splice", Place::Pipe),
+            share("splice", Place::Socket),
+            dma("", Place::Card),
+        ],
+    }),
     free_signal: FreeSignal::None,
     carries: PieceKinds { memory: false, file: true },
     needs: "segments written through the page cache, or no longer written at all; two pipes",

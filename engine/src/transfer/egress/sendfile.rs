@@ -1,19 +1,29 @@
 //! `sendfile`: Kafka's way. The kernel puts page-cache pages into the socket's queue.
 //!
-//! The path of a byte: disk -(DMA)-> page cache = socket queue (shared page) -(DMA)-> card. No CPU copy where the card
+//! The path of a byte: disk -(DMA)-> page cache =(sendfile)= socket -(DMA)-> card. No CPU copy where the card
 //! gathers, one where it does not. The call waits for the disk when a page is not there, with the whole thread; so
-//! residency is asked for first, and what is cold is brought in by a helper. There is no signal when the kernel
-//! has let go of a page: only blocks that will never be written again may go this way.
+//! residency is asked for first, and what is cold is brought in by a helper. There is no signal when the kernel has
+//! let go of a page: only blocks that will never be written again may go this way. Right for what is in the page
+//! cache, or wanted there by others too, in pieces that are not short.
+//!
+//! In the kernel: it is a splice with a pipe of the thread's own, of sixteen places: it looks up sixteen pages, 64
+//! KiB, passes references to them to the socket (`MSG_SPLICE_PAGES`), and begins again. Who overwrites such a page
+//! before the peer has the bytes changes what arrives; who cuts the file makes zeros of them.
 
 use std::io;
 
 use super::resident::Resident;
 use super::{Declaration, Outgoing};
+use crate::transfer::path::{BytePath, Place, dma, share};
 use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "sendfile",
     profile: CopyProfile { cpu_copies: 0.0, user_copies: 0.0, shares_pages: true },
+    path: Some(BytePath {
+        from: Place::Disk,
+        steps: &[dma("", Place::PageCache), share("sendfile", Place::Socket), dma("", Place::Card)],
+    }),
     free_signal: FreeSignal::None,
     carries: PieceKinds { memory: false, file: true },
     needs: "segments written through the page cache, or no longer written at all",

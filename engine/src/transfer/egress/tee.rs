@@ -1,9 +1,9 @@
 //! `tee`: a range that many read is taken from the file once, into a pipe, and shared with each by `tee(2)`.
 //!
-//! The path of a byte: disk -(DMA)-> page cache = master pipe = reader's pipe = socket queue (shared page) -(DMA)-> card. No
-//! CPU copy where the card gathers. The shard keeps pipes that each hold one unit of a segment, [`UNIT_BYTES`] from a
-//! multiple of it on; a reader tees the units it wants into its own pipe, throws away what lies before its first byte (to
-//! /dev/null: nothing is copied) and splices the rest to its socket.
+//! The path of a byte: disk -(DMA)-> page cache =(splice)= master pipe =(tee)= pipe =(splice)= socket -(DMA)->
+//! card. No CPU copy where the card gathers. The shard keeps pipes that each hold one unit of a segment,
+//! [`UNIT_BYTES`] from a multiple of it on; a reader tees the units it wants into its own pipe, throws away what
+//! lies before its first byte (to /dev/null: nothing is copied) and splices the rest to its socket.
 //!
 //! Right for many readers of the same range at about the same time: residency is asked for once, the pages are looked up
 //! once, and pages in a master stay in the cache while others come. A reader alone pays three
@@ -11,6 +11,9 @@
 //! use. As with `splice`, there is no signal when the kernel has let go of a page, so only blocks that will never be
 //! written again go this way. What finds no pipe goes by `splice`, or by `sendfile` where not even a reader's own is to
 //! be had; both are counted.
+//!
+//! In the kernel: `tee(2)` puts references to the pages of one pipe into another; no byte moves, and both pipes
+//! hold what they held. A page is free when the last pipe and the last socket has let go of it.
 
 use std::io;
 
@@ -18,11 +21,22 @@ use super::masters::{self, UNIT_BYTES};
 use super::resident::Resident;
 use super::{Declaration, Egress, Outgoing, sendfile, splice};
 use crate::sys::Pipe;
+use crate::transfer::path::{BytePath, Place, dma, share};
 use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "tee",
     profile: CopyProfile { cpu_copies: 0.0, user_copies: 0.0, shares_pages: true },
+    path: Some(BytePath {
+        from: Place::Disk,
+        steps: &[
+            dma("", Place::PageCache),
+            share("splice", Place::MasterPipe),
+            share("tee", Place::Pipe),
+            share("splice", Place::Socket),
+            dma("", Place::Card),
+        ],
+    }),
     free_signal: FreeSignal::None,
     carries: PieceKinds { memory: false, file: true },
     needs: "segments written through the page cache, or no longer written at all; pipes",

@@ -1,18 +1,22 @@
 //! `vmsplice`: read past the page cache into memory that is used once, which goes through a pipe into the socket's queue.
 //!
-//! The path of a byte: disk -(DMA)-> our memory = pipe = socket queue (shared page) -(DMA)-> card. No CPU copy where the card
-//! gathers, and none on the loopback either, where `SEND_ZC` is copied. The price is the memory: the kernel never says when
-//! the last socket has let go of a page (bytes that were changed after the peer had acknowledged all of them were still
-//! seen by its reader), so pages are mapped for each unit, filled, put into the pipe, unmapped at once and never used
-//! again. The kernel has to zero every page first, which is work like a copy; a helper does it, and unmaps as well. Right
-//! where another core has time for that and the shard's has not, and as `direct` for readers that shall push nothing out
-//! of the page cache.
+//! The path of a byte: disk -(DMA, O_DIRECT)-> our memory =(vmsplice)= pipe =(splice)= socket -(DMA)-> card. No CPU
+//! copy where the card gathers, and none on the loopback either, where `SEND_ZC` is copied. The price is the
+//! memory: the kernel never says when the last socket has let go of a page (bytes that were changed after the peer
+//! had acknowledged all of them were still seen by its reader), so pages are mapped for each unit, filled, put into
+//! the pipe, unmapped at once and never used again. The kernel has to zero every page first, which is work like a
+//! copy; a helper does it, and unmaps as well. Right where another core has time for that and the shard's has not,
+//! and as `direct` for readers that shall push nothing out of the page cache.
 //!
 //! Memory of the tail cache never goes this way, since it is used again: `tail` sends it, with its one copy. Copying it to
 //! fresh pages would be that copy and the zeroing on top.
 //!
 //! Bounds: transfers under way hold at most [`FRESH_BYTES_MAX`] of a shard, three units each; what comes above goes by `direct`,
 //! counted. What has left the pipe is in the socket, whose send buffer bounds it (tcp_wmem, and tcp_mem for all).
+//!
+//! In the kernel: `vmsplice(2)` holds our pages and puts references to them into the pipe. Unmapping takes them out
+//! of our address space only: they live on until pipe and socket are done with them, and nobody can write to them
+//! any more.
 
 use std::cell::Cell;
 use std::io;
@@ -20,12 +24,22 @@ use std::io;
 use super::{Declaration, Egress, Outgoing, direct};
 use crate::sys::{BLOCK_BYTES, Pages, Pipe};
 use crate::transfer::join::join;
+use crate::transfer::path::{BytePath, Place, dma, share};
 use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
 use crate::types::Position;
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "vmsplice",
     profile: CopyProfile { cpu_copies: 0.0, user_copies: 0.0, shares_pages: true },
+    path: Some(BytePath {
+        from: Place::Disk,
+        steps: &[
+            dma("O_DIRECT", Place::Memory),
+            share("vmsplice", Place::Pipe),
+            share("splice", Place::Socket),
+            dma("", Place::Card),
+        ],
+    }),
     free_signal: FreeSignal::None,
     carries: PieceKinds { memory: false, file: true },
     needs: "O_DIRECT on the data directory's file system (`copy` carries what has no such descriptor); a pipe",

@@ -1,8 +1,13 @@
 //! `buffered`: written from where it was received, through the page cache.
 //!
-//! The path of a byte: socket -(CPU, recv)-> our memory -(CPU, write)-> page cache -(DMA, later)-> disk. Two CPU
-//! copies, none of them ours. What is read next is in the cache already; what is read last pushes it out.
-//! There is no staging and no tail cache: readers come from the page cache.
+//! The path of a byte: card -(DMA)-> socket -(CPU, recv)-> our memory -(CPU, write)-> page cache -(DMA, later)->
+//! disk. Two CPU copies, none of them ours. What is read next is in the cache already; what is read last pushes it
+//! out. There is no staging and no tail cache: readers come from the page cache. Right where `sendfile` shall find
+//! everything there, and memory is plenty.
+//!
+//! In the kernel: `recv` copies out of the packets (`_copy_to_iter`), `write` copies into pages of the cache and
+//! marks them dirty. Threads of the kernel's hand dirty pages to the disk some time later; a flush hands over the
+//! file's and waits.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -10,12 +15,22 @@ use std::collections::VecDeque;
 use super::{Declaration, Need, Receives, Slot, WriteData, WriteUnit};
 use crate::log::LogPoint;
 use crate::sys::{GATHER_MAX, Gather, Lease, LeaseMut, Moment};
+use crate::transfer::path::{BytePath, Place, copy, dma};
 use crate::transfer::plan::CopyProfile;
 use crate::types::{Offset, Position};
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "buffered",
     profile: CopyProfile { cpu_copies: 2.0, user_copies: 0.0, shares_pages: false },
+    path: BytePath {
+        from: Place::Card,
+        steps: &[
+            dma("", Place::Socket),
+            copy("recv", Place::Memory),
+            copy("write", Place::PageCache),
+            dma("later", Place::Disk),
+        ],
+    },
     direct: false,
     uncached: false,
     receives: Receives::Private,

@@ -1,8 +1,8 @@
 //! `mapped`: received straight into the mapped end of the active segment.
 //!
-//! The path of a byte: socket -(CPU, recv)-> a page of the file's in the page cache -(DMA, later)-> disk. One CPU copy, the
-//! kernel's out of the socket, and no write at all: when the batch is complete in the mapping it is written, and survives
-//! the death of the process. `durable` is a flush as for any file.
+//! The path of a byte: card -(DMA)-> socket -(CPU, recv)-> our address space =(mmap)= page cache -(DMA, later)->
+//! disk. One CPU copy, the kernel's out of the socket, and no write at all: when the batch is complete in the
+//! mapping it is written, and survives the death of the process. `durable` is a flush as for any file.
 //!
 //! The end of the prepared room is mapped in windows, 256 KiB, then 1 MiB, then 4 MiB at a time, and touched by a helper
 //! ahead of need, so that the shard meets no page fault but those of pages that were written back meanwhile. The first bytes
@@ -13,9 +13,14 @@
 //! the file under the mapping latches the partition (unless the file has grown again before anybody touched what is gone:
 //! then it is as with `buffered`, whose written bytes may be cut away unnoticed as well). Readers are served from the page cache; nothing is sent from a mapping.
 //!
-//! For large batches of few producers where O_DIRECT is not to be had, or readers shall find everything in the page cache,
-//! and promises are `written`: each flush writes the touched pages ahead of the end as well, and the next touch of them
-//! is a fault. With O_DIRECT `in_place` is cheaper: touching a page of a file costs more than copying into one.
+//! Right for large batches of few producers where O_DIRECT is not to be had, or readers shall find everything in
+//! the page cache, and promises are `written`: each flush writes the touched pages ahead of the end as well, and
+//! the next touch of them is a fault. With O_DIRECT `in_place` is cheaper: touching a page of a file costs more
+//! than copying into one.
+//!
+//! In the kernel: `recv` copies out of the packets into a page of the cache, through our page tables. The first
+//! store into a page that is clean is a fault in which the file system is asked, so that it knows what to write
+//! back; that is what touching ahead pays for.
 
 use std::collections::VecDeque;
 
@@ -23,12 +28,22 @@ use super::buffered;
 use super::{Declaration, Need, Receives, Slot, WriteData, WriteUnit};
 use crate::log::LogPoint;
 use crate::sys::{BLOCK_BYTES, Lease, LeaseMut, Moment};
+use crate::transfer::path::{BytePath, Place, copy, dma, map};
 use crate::transfer::plan::CopyProfile;
 use crate::types::{Offset, Position};
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "mapped",
     profile: CopyProfile { cpu_copies: 1.0, user_copies: 0.0, shares_pages: false },
+    path: BytePath {
+        from: Place::Card,
+        steps: &[
+            dma("", Place::Socket),
+            copy("recv", Place::Map),
+            map("mmap", Place::PageCache),
+            dma("later", Place::Disk),
+        ],
+    },
     direct: false,
     uncached: false,
     receives: Receives::InPlace,

@@ -18,6 +18,7 @@ use std::str::FromStr;
 
 pub use self::spliced::{Filled, Passage};
 pub use self::staging::Slot;
+use super::path::BytePath;
 use super::plan::CopyProfile;
 use crate::log::LogPoint;
 use crate::sys::{Gather, Lease, LeaseMut, Moment};
@@ -27,6 +28,8 @@ use crate::types::{Offset, Position};
 pub(super) struct Declaration {
     name: &'static str,
     profile: CopyProfile,
+    /// Its steps: as many copies as the profile says.
+    path: BytePath,
     direct: bool,
     /// Whether what it writes leaves the page cache as soon as it is on the disk.
     uncached: bool,
@@ -306,6 +309,12 @@ impl Ingress {
     #[must_use]
     pub fn profile(self) -> CopyProfile {
         self.declaration().profile
+    }
+
+    /// The path of a byte.
+    #[must_use]
+    pub fn path(self) -> BytePath {
+        self.declaration().path
     }
 
     /// Whether it writes past the page cache.
