@@ -1,7 +1,7 @@
 //! `spliced`: from the socket through a pipe into the segment file; the engine never sees the payload.
 //!
-//! The path of a byte: socket -(pages move)-> pipe -(CPU, splice)-> page cache -(DMA, later)-> disk. One CPU copy, in the
-//! kernel. Only the head of a batch is received (what comes with it, 512 bytes of its frame at most): it is checked and
+//! The path of a byte: card -(DMA)-> socket =(splice)= pipe -(CPU, splice)-> page cache -(DMA, later)-> disk. One CPU
+//! copy, in the kernel. Only the head of a batch is received (what comes with it, 512 bytes of its frame at most): it is checked and
 //! stamped in our memory and written as an ordinary write, through `buffered`'s stage, when all that follows it is in the
 //! file. Until then there are zeros in its place, which are the end of the log to whoever opens the file after a crash.
 //! What has come of a batch that is given up stays behind the log end until the next append, which zeroes it first.
@@ -25,12 +25,22 @@ use super::buffered;
 use super::{Declaration, Need, Receives, Slot, WriteUnit};
 use crate::log::LogPoint;
 use crate::sys::{File, Lease, LeaseMut, Moment, Pipe, Ring, Socket};
+use crate::transfer::path::{BytePath, Place, copy, dma, share};
 use crate::transfer::plan::CopyProfile;
 use crate::types::{Offset, Position};
 
 pub(super) const DECLARATION: Declaration = Declaration {
     name: "spliced",
-    profile: CopyProfile { cpu_copies: 1.0, user_copies: 0.0, shares_pages: false },
+    path: BytePath {
+        from: Place::Card,
+        steps: &[
+            dma("", Place::Socket),
+            share("splice", Place::Pipe),
+            copy("splice", Place::PageCache),
+            dma("later", Place::Disk),
+        ],
+    },
+    profile: CopyProfile { cpu_copies: 1.0, user_copies: 0.0, shares_pages: true },
     direct: false,
     uncached: false,
     receives: Receives::Spliced,
