@@ -28,6 +28,7 @@ pub mod residency;
 
 // What is kept and shown.
 pub mod comparison;
+pub mod guide;
 pub mod intervals;
 pub mod paths;
 pub mod picture;

@@ -11,8 +11,8 @@ use ringlog_harness::copies::{self, Copies, Guest, copies};
 use ringlog_harness::doctor::{Doctor, doctor};
 use ringlog_harness::floor::{ServeFloor, serve_floor};
 use ringlog_harness::record::{RunRecord, write_whole};
-use ringlog_harness::report;
 use ringlog_harness::target::{ServeChild, serve_child};
+use ringlog_harness::{guide, report};
 
 /// Loads, zero-copy strategies compared, copies counted, reports.
 #[derive(Parser)]
@@ -37,6 +37,8 @@ enum Command {
     },
     /// Count how often the CPU copies a byte on each way, by three accounts
     Copies(Copies),
+    /// List every strategy with the path of a byte and the copies it declares
+    Strategies,
     #[command(hide = true)]
     CopiesGuest(Guest),
     #[command(hide = true)]
@@ -70,6 +72,10 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Copies(told) => copies(&told),
+        Command::Strategies => {
+            print!("{}", guide::list());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::CopiesGuest(told) => copies::guest(&told).map(|()| ExitCode::SUCCESS),
         Command::CopiesPeer => copies::peer().map(|()| ExitCode::SUCCESS),
         Command::ServeChild(told) => serve_child(&told).map(|()| ExitCode::SUCCESS),
