@@ -231,6 +231,7 @@ fn receives(ingress: Ingress) -> &'static str {
         Receives::Private => "into memory of the connection's",
         Receives::InPlace => "into the memory that is written, where it pays",
         Receives::Provided => "into buffers that all connections share",
+        Receives::Spliced => "heads only: the rest goes by a pipe",
     }
 }
 

@@ -16,6 +16,12 @@
 //! What cannot go by the pipe goes `buffered`'s way, checked as everywhere, and is counted as a fallback: batches that
 //! are small, come several in one request, belong to another core, or bear the log's own time, and those whose producer
 //! was too slow for others who wait. Readers are served from the page cache.
+//!
+//! Right for a mirror: large batches, checked once already, of few connections.
+//!
+//! In the kernel: `splice` takes references to the pages that packets lie in into the pipe, and copies them into pages of
+//! the cache as `write` would (`copy_page_from_iter_atomic`): a file's own pages cannot be taken from elsewhere. Positions
+//! that are no whole pages are no hindrance to that, but to O_DIRECT they are.
 
 use std::collections::VecDeque;
 use std::future::Future;
