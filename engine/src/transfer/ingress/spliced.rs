@@ -236,27 +236,26 @@ mod tests {
     #[test]
     fn what_follows_a_head_is_written_apart_from_it() {
         let world = World::new(1);
-        let ring = world.ring(1 << 20);
-        let mut stage = Stage::new(point(0, 0));
-        let lease = |bytes| {
-            let mut lease = ring.try_lease(4096).unwrap();
-            drop(lease.split_off(bytes));
-            lease.freeze()
-        };
-        stage.accept(lease(100), point(0, 0), point(100, 1), ring.now());
-        stage.accept_head(lease(400), point(100, 1), point(50_100, 2), ring.now());
-        stage.accept(lease(70), point(50_100, 2), point(50_170, 3), ring.now());
-        stage.accept(lease(30), point(50_170, 3), point(50_200, 4), ring.now());
-        let mut units = Vec::new();
-        while let Some(unit) = stage.take_unit() {
-            let (at, data) = unit.writes[0].as_ref().unwrap();
-            assert!(unit.writes[1].is_none());
-            units.push((at.0, data.bytes(), unit.end));
-            stage.finish_unit(unit);
-        }
-        assert_eq!(units, [(0, 500, Some(point(50_100, 2))), (50_100, 100, Some(point(50_200, 4)))]);
-        assert_eq!(stage.file_limit(Offset(0)), Position(50_200));
-        drop(stage);
+        let ring = world.ring(64 << 20);
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            let mut stage = Stage::new(point(0, 0));
+            let mut memory = main.lease(4096).await.unwrap();
+            let mut lease = |bytes| memory.split_to(bytes).freeze();
+            stage.accept(lease(100), point(0, 0), point(100, 1), main.now());
+            stage.accept_head(lease(400), point(100, 1), point(50_100, 2), main.now());
+            stage.accept(lease(70), point(50_100, 2), point(50_170, 3), main.now());
+            stage.accept(lease(30), point(50_170, 3), point(50_200, 4), main.now());
+            let mut units = Vec::new();
+            while let Some(unit) = stage.take_unit() {
+                let (at, data) = unit.writes[0].as_ref().unwrap();
+                assert!(unit.writes[1].is_none());
+                units.push((at.0, data.bytes(), unit.end));
+                stage.finish_unit(unit);
+            }
+            assert_eq!(units, [(0, 500, Some(point(50_100, 2))), (50_100, 100, Some(point(50_200, 4)))]);
+            assert_eq!(stage.file_limit(Offset(0)), Position(50_200));
+        });
         ring.shut_down();
     }
 }
