@@ -227,3 +227,51 @@ fn whatever_was_done_to_a_directory_opening_it_ends_well() {
     }
     assert!(opened * 2 > cases(), "{opened} of {} could be opened", cases());
 }
+
+/// One batch is all there is in the only segment; its file is emptied in one way or another. Nothing in it says any more
+/// where the log goes on, so what is appended next must not have to.
+#[test]
+fn what_is_appended_behind_a_segment_of_which_nothing_is_left_is_there_after_the_next_start() {
+    for left in [0, 1 << 16] {
+        let world = World::new(7);
+        let ring = world.ring(ARENA);
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            let shard = Shard::open(&main, config(0)).await.unwrap();
+            let topic = shard.create_topic("t", 1, TopicConfig::default()).await.unwrap();
+            append(&main, topic.here(0).unwrap(), 1, 700).await.unwrap();
+            shard.close().await.unwrap();
+        });
+        let recording = world.recording();
+        let mut image = recording.cursor().image_at(recording.events(), CutKind::PowerLoss, 7);
+        ring.shut_down();
+        let path = PathBuf::from("/data/t-0/00000000000000000000.log");
+        assert!(image.read(&path).is_some_and(|bytes| bytes.len() > 700));
+        image.set_len(&path, 0);
+        image.set_len(&path, left);
+
+        let world = World::boot(7, image);
+        let ring = world.ring(ARENA);
+        let main = ring.clone();
+        world.run(&[&ring], async move {
+            let mut acknowledged = Vec::new();
+            for number in 2..5 {
+                let shard = Shard::open(&main, config(0)).await.unwrap();
+                let topic = shard.topics().pop().unwrap();
+                let partition = topic.here(0).unwrap();
+                assert_eq!(read_all(&main, partition).await, (acknowledged.clone(), true), "start {number}");
+                let lost = partition.fetch(Offset(0), 1 << 20, Egress::Copy, &mut Vec::new()).await;
+                let Err(FetchError::Corrupt { range, .. }) = lost else { panic!("{lost:?}") };
+                assert_eq!(
+                    (range.from, range.to),
+                    (Offset(0), Offset(2)),
+                    "what was lost is said, and no more"
+                );
+                acknowledged.push(append(&main, partition, number, 700).await.unwrap().0);
+                shard.close().await.unwrap();
+            }
+            assert_eq!(acknowledged, [2, 4, 6]);
+        });
+        ring.shut_down();
+    }
+}

@@ -145,10 +145,11 @@ impl Segment {
         size_fits && last_offset.since(self.base) <= i64::from(i32::MAX)
     }
 
-    /// Whether nothing lies in it.
+    /// Whether none of its offsets was given out. It is not empty where they were and everything is lost, though no byte
+    /// lies in it: counted in bytes, it took the next batch, and the next start could not tell the jump from rot.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.end == Position(0)
+        self.next_offset == self.base
     }
 
     /// Up to where the file should be prepared next, given that bytes up to `needed` are going to be written;
@@ -263,6 +264,17 @@ mod tests {
         assert!(segment.should_roll(&config, 4000, Offset(20), Timestamp(1060)));
         assert!(!segment.should_roll(&config, 4000, Offset(10 + i64::from(i32::MAX)), Timestamp(1000)));
         assert!(segment.should_roll(&config, 4000, Offset(11 + i64::from(i32::MAX)), Timestamp(1000)));
+    }
+
+    #[test]
+    fn after_a_loss_at_its_end_a_segment_takes_no_more_even_where_no_byte_is_left() {
+        let config = LogConfig::default();
+        for position in [0, 300] {
+            let mut segment = Segment::new(Offset(10), &config);
+            segment.note_lost(Offset(14), Position(position));
+            assert!(!segment.is_empty(), "four offsets were given out");
+            assert!(segment.should_roll(&config, 100, Offset(14), Timestamp(0)), "{position} bytes of rot");
+        }
     }
 
     #[test]
