@@ -196,25 +196,29 @@ fn ten_thousand_appends_and_fetches_within_one_segment_do_not_allocate() {
 }
 
 #[test]
-fn large_appends_through_a_pipe_do_not_allocate() {
+fn large_appends_that_are_received_where_they_stay_do_not_allocate() {
     const OTHERS_MAX: u64 = 32;
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let (ingress, trusted_producers) = (Ingress::Spliced, true);
-    let config = ShardConfig { ingress, trusted_producers, ..ShardConfig::new(dir.path()) };
-    let ring = Ring::of_kernel(&UringOptions::default(), config.arena_bytes_max).unwrap();
-    let (shard, address) = ring.run(serving(ring.clone(), config));
-    let mut producer = Client::new(address, produce_frame(0, &batch(64 << 10)), 5);
-    run_beside(&ring, || producer.run(200, assert_appended));
-    let before = shard.counters();
-    let allocations = run_beside(&ring, || producer.run(1000, assert_appended));
-    let after = shard.counters();
-    println!("{allocations} allocations in 1,000 large appends");
-    let bytes = after.ingress_bytes - before.ingress_bytes;
-    let spliced = after.ingress_in_place_bytes - before.ingress_in_place_bytes;
-    assert!(spliced * 100 > bytes * 95, "{spliced} of {bytes} bytes went through the pipe");
-    assert!(allocations <= OTHERS_MAX, "{allocations} allocations in 1,000 large appends");
-    ring.run(async move { shard.close().await }).unwrap();
-    ring.shut_down();
+    for ingress in [Ingress::InPlace, Ingress::Mapped, Ingress::Spliced] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let config = ShardConfig { ingress, trusted_producers: true, ..ShardConfig::new(dir.path()) };
+        let ring = Ring::of_kernel(&UringOptions::default(), config.arena_bytes_max).unwrap();
+        let (shard, address) = ring.run(serving(ring.clone(), config));
+        // Until the tail cache has all that it may have.
+        let mut producer = Client::new(address, produce_frame(0, &batch(64 << 10)), 5);
+        run_beside(&ring, || producer.run(1500, assert_appended));
+        let before = shard.counters();
+        let allocations = run_beside(&ring, || producer.run(1000, assert_appended));
+        let after = shard.counters();
+        println!("{ingress}: {allocations} allocations in 1,000 large appends");
+        let bytes = after.ingress_bytes - before.ingress_bytes;
+        let stayed = after.ingress_in_place_bytes - before.ingress_in_place_bytes;
+        assert!(stayed * 100 > bytes * 95, "{ingress}: {stayed} of {bytes} bytes");
+        // A window of `mapped` is made ahead: a few allocations for 4 MiB.
+        let others = if ingress == Ingress::Mapped { OTHERS_MAX * 4 } else { OTHERS_MAX };
+        assert!(allocations <= others, "{ingress}: {allocations} allocations in 1,000 large appends");
+        ring.run(async move { shard.close().await }).unwrap();
+        ring.shut_down();
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! It is the floor's work ([`crate::floor`]), and our ring's arm *is* the floor. What the others share with it is taking
-//! requests apart, the CRC, the answers, the list of batches ([`work`]) and how the file is prepared ([`sink`]); an arm is
+//! requests apart, the CRC, the answers, the list of batches (`work`) and how the file is prepared (`sink`); an arm is
 //! one file that says how bytes are waited for and moved. All threads of an arm run on the server's core.
 //!
 //! | arm | waits in | the file is written, and read, by |

@@ -42,6 +42,8 @@ pub struct Stage {
     /// Where the copy of the shared last block is made.
     last_block: Option<LeaseMut>,
     next_stage_bytes: usize,
+    /// The list of a slot that came back, for the next one.
+    spare_parts: VecDeque<(LeaseMut, Option<LeaseMut>)>,
 }
 
 /// Memory for one batch at the end of what is staged, in one part or several.
@@ -146,6 +148,7 @@ impl Stage {
             under_way: None,
             last_block: None,
             next_stage_bytes: STAGE_BYTES_MIN,
+            spare_parts: VecDeque::with_capacity(4),
         }
     }
 
@@ -186,7 +189,7 @@ impl Stage {
     /// Takes the memory for a batch of `bytes` at `start` out of the stage, as its tail: whoever gets it is the only one
     /// to append until it comes back. [`Stage::need`] must ask for nothing.
     pub(super) fn reserve(&mut self, start: LogPoint, bytes: usize) -> Slot {
-        let mut parts = VecDeque::with_capacity(2);
+        let mut parts = std::mem::take(&mut self.spare_parts);
         let mut left = bytes;
         let continues =
             self.blocks.back_mut().filter(|b| b.segment == start.segment && b.end() == start.position);
@@ -205,8 +208,8 @@ impl Stage {
     }
 
     /// The slot comes back unused.
-    pub(super) fn release(&mut self, slot: Slot) {
-        for (mut part, rest) in slot.parts.into_iter().rev() {
+    pub(super) fn release(&mut self, mut slot: Slot) {
+        for (mut part, rest) in slot.parts.drain(..).rev() {
             match rest {
                 Some(rest) => {
                     part.unsplit(rest);
@@ -219,12 +222,13 @@ impl Stage {
                 }
             }
         }
+        self.spare_parts = slot.parts;
     }
 
     /// The slot comes back with the batch in it: accepted.
-    pub(super) fn accept_in_place(&mut self, slot: Slot, end: LogPoint, now: Moment) {
+    pub(super) fn accept_in_place(&mut self, mut slot: Slot, end: LogPoint, now: Moment) {
         let mut at = slot.start.position;
-        for (part, rest) in slot.parts {
+        for (part, rest) in slot.parts.drain(..) {
             let bytes = part.len() as u64;
             match rest {
                 Some(rest) => {
@@ -240,6 +244,7 @@ impl Stage {
             }
             at = at.plus(bytes);
         }
+        self.spare_parts = slot.parts;
         self.staged = end;
         self.ends.push_back((end, now));
     }
