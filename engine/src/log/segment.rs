@@ -145,11 +145,11 @@ impl Segment {
         size_fits && last_offset.since(self.base) <= i64::from(i32::MAX)
     }
 
-    /// Whether none of its offsets was given out. It is not empty where they were and everything is lost, though no byte
-    /// lies in it: counted in bytes, it took the next batch, and the next start could not tell the jump from rot.
+    /// Whether nothing lies in it, nor ever did: where all was lost no byte lies in it, but a batch at its position 0 would
+    /// begin above its base, and the next start could not tell that from rot.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.next_offset == self.base
+        self.end == Position(0) && !self.ends_in_loss
     }
 
     /// Up to where the file should be prepared next, given that bytes up to `needed` are going to be written;

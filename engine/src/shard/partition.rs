@@ -307,10 +307,7 @@ impl Partition {
                     let memory = match self.0.common.ring.try_lease(bytes) {
                         Some(memory) => memory,
                         None => {
-                            // Readers keep what they may still want for as long as there is memory not yet made.
-                            if !self.0.common.ring.can_grow(bytes) {
-                                self.0.common.shrink_tail_caches(bytes);
-                            }
+                            self.0.common.shrink_tail_caches(bytes);
                             let lease = self.0.common.ring.lease(bytes).await;
                             lease.map_err(|e| AppendError::NoMemory(e.to_string()))?
                         }

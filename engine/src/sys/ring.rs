@@ -372,12 +372,6 @@ impl Ring {
         self.0.arena.try_lease(bytes)
     }
 
-    /// Whether the arena may still grow by what a lease of `bytes` takes.
-    #[must_use]
-    pub fn can_grow(&self, bytes: usize) -> bool {
-        self.0.arena.growth_for(bytes).is_some()
-    }
-
     /// A lease of at least `bytes`; grows the arena within its budget, or waits for other leases to be released. Who
     /// waits for blocks of one class is served in the order of coming.
     ///

@@ -21,7 +21,7 @@ pub(super) type Tried = std::result::Result<Row, Lacking>;
 const ARENA_BYTES_MAX: u64 = 96 << 20;
 const TAIL_CACHE_BYTES_MAX: usize = 32 << 20;
 /// Counts of one row, where TCP disturbs them.
-const TRIES_MAX: u32 = 5;
+pub(super) const TRIES_MAX: u32 = 5;
 
 pub(super) struct Ground<'a> {
     pub kernel: Option<&'a KernelAccount>,

@@ -64,6 +64,8 @@ pub struct Stage {
     next_window_bytes: usize,
     /// A slot is out: the windows begin where it ends.
     reserved: bool,
+    /// The list of a slot that came back, for the next one.
+    spare_parts: VecDeque<(LeaseMut, Option<LeaseMut>)>,
 }
 
 struct Window {
@@ -89,6 +91,7 @@ impl Stage {
         Stage {
             filled: buffered::Stage::new(end),
             windows: VecDeque::with_capacity(4),
+            spare_parts: VecDeque::with_capacity(4),
             next_window_bytes: WINDOW_BYTES_MIN,
             reserved: false,
         }
@@ -152,7 +155,7 @@ impl Stage {
     pub(super) fn reserve(&mut self, start: LogPoint, bytes: usize) -> Slot {
         assert!(self.continues(start), "a window was asked for before it is used");
         self.reserved = true;
-        let mut parts = VecDeque::with_capacity(2);
+        let mut parts = std::mem::take(&mut self.spare_parts);
         let mut left = bytes;
         for window in &mut self.windows {
             let fits = left.min(window.rest.len());
@@ -166,24 +169,26 @@ impl Stage {
         Slot { start, parts }
     }
 
-    pub(super) fn release(&mut self, slot: Slot) {
-        for ((mut part, _), window) in slot.parts.into_iter().zip(&mut self.windows) {
+    pub(super) fn release(&mut self, mut slot: Slot) {
+        for ((mut part, _), window) in slot.parts.drain(..).zip(&mut self.windows) {
             part.fill(0);
             window.at = Position(window.at.0 - part.len() as u64);
             let rest = std::mem::replace(&mut window.rest, part);
             window.rest.unsplit(rest);
         }
+        self.spare_parts = slot.parts;
         self.reserved = false;
     }
 
-    pub(super) fn accept_in_place(&mut self, slot: Slot, end: LogPoint, now: Moment) {
+    pub(super) fn accept_in_place(&mut self, mut slot: Slot, end: LogPoint, now: Moment) {
         self.reserved = false;
         let mut at = slot.start;
-        for (part, _) in slot.parts {
+        for (part, _) in slot.parts.drain(..) {
             let next = at.position.plus(part.len() as u64);
             self.filled.push(part.freeze(), at, (next == end.position).then_some(end), now);
             at.position = next;
         }
+        self.spare_parts = slot.parts;
         self.drop_full_windows();
     }
 
