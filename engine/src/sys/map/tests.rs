@@ -46,11 +46,23 @@ fn pair() -> (TcpStream, TcpStream) {
     (ours, listener.accept().unwrap().0)
 }
 
+/// A map, as soon as there is a place for one: a test beside takes every place for a moment.
+fn mapped(file: &File) -> Arc<Mapping> {
+    let begun = Instant::now();
+    loop {
+        match Mapping::of(file.as_fd(), MIB as u64) {
+            Ok(mapping) => return mapping,
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(10), "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Somebody who has the file open for writing: there is no lease, the guard is alone.
 fn unleased(directory: &tempfile::TempDir) -> (File, Arc<Mapping>) {
     let (path, file) = file(directory);
     let writer = File::options().write(true).open(path).unwrap();
-    let mapping = Mapping::of(file.as_fd(), MIB as u64).unwrap();
+    let mapping = mapped(&file);
     assert!(mapping.lease_refusal.get().unwrap().contains("open for writing"));
     (writer, mapping)
 }
@@ -109,7 +121,7 @@ fn who_wants_to_change_a_leased_file_waits_until_its_map_is_given_up() {
     for how in ["truncate", "open to write", "open to truncate"] {
         let directory = home();
         let (path, file) = file(&directory);
-        let mapping = Mapping::of(file.as_fd(), MIB as u64).unwrap();
+        let mapping = mapped(&file);
         assert_eq!(mapping.lease_refusal.get(), None, "{how}");
         let (ours, _peer) = pair();
         assert_eq!(send(&mapping, &ours, 0, 8192).unwrap(), 8192, "{how}");
@@ -138,9 +150,9 @@ fn many_leases_are_broken_at_once_and_each_map_of_a_file_has_its_own() {
     let directory = home();
     let (path, one) = file(&directory);
     let again = File::open(&path).unwrap();
-    let first = Mapping::of(one.as_fd(), MIB as u64).unwrap();
-    let second = Mapping::of(again.as_fd(), MIB as u64).unwrap();
-    let third = Mapping::of(one.as_fd(), MIB as u64).unwrap();
+    let first = mapped(&one);
+    let second = mapped(&again);
+    let third = mapped(&one);
     assert_eq!([&first, &second, &third].map(|mapping| mapping.lease_refusal.get()), [None; 3]);
     drop(second);
     truncate(&path, 5);
@@ -150,7 +162,7 @@ fn many_leases_are_broken_at_once_and_each_map_of_a_file_has_its_own() {
         .iter()
         .map(|home| {
             let (path, file) = file(home);
-            (path, Mapping::of(file.as_fd(), MIB as u64).unwrap())
+            (path, mapped(&file))
         })
         .collect();
     std::thread::scope(|scope| {
@@ -180,7 +192,7 @@ fn no_more_maps_than_can_be_guarded() {
     window.set_len(4096).unwrap();
     WriteMap::of_file(window.as_fd(), 0, 4096).expect("places of its own");
     drop(maps);
-    Mapping::of(file.as_fd(), 4096).unwrap();
+    drop(mapped(&file));
     assert!(Mapping::of(file.as_fd(), 0).is_err());
 }
 
