@@ -17,7 +17,7 @@
 //! | `ring` | `io_uring_enter` | the ring |
 //!
 //! Two things differ that are no waiting and no moving: our ring's memory is made of huge pages where there are some
-//! (`ring:small-pages` is without), and it is registered (`ring:unregistered`).
+//! (`ring:small-pages` is without), and it is registered (`ring:unregistered`). What was found is in `ARMS.md`.
 
 #[cfg(not(feature = "tokio-uring"))]
 mod absent;
