@@ -25,21 +25,24 @@ enum Measure {
     Throughput,
     /// Both cores, busy with anything.
     Cpu,
+    /// The server's process alone, which other programs do not add to.
+    Server,
     P50,
     P99,
 }
 
 impl Measure {
-    const ALL: [(Measure, &'static str); 4] = [
+    const ALL: [(Measure, &'static str); 5] = [
         (Measure::Throughput, "MB/s"),
         (Measure::Cpu, "CPU/GB"),
+        (Measure::Server, "server's"),
         (Measure::P50, "p50"),
         (Measure::P99, "p99"),
     ];
 
     fn kind(self) -> CellKind {
         match self {
-            Measure::Throughput | Measure::Cpu => CellKind::Throughput,
+            Measure::Throughput | Measure::Cpu | Measure::Server => CellKind::Throughput,
             Measure::P50 | Measure::P99 => CellKind::Latency,
         }
     }
@@ -54,6 +57,7 @@ impl Measure {
                 let busy = cores.iter().filter_map(|core| cell.cores.get(core)).map(|core| core.busy).sum();
                 cell.seconds_per_gigabyte(busy)
             }
+            Measure::Server => cell.seconds_per_gigabyte(cell.server.whole.total()),
             Measure::P50 => Some(quantiles()?.p50_ns as f64),
             Measure::P99 => Some(quantiles()?.p99_ns as f64),
         }
@@ -107,7 +111,7 @@ impl Section<'_> {
                 row.egress,
                 number(of(Measure::Throughput), 0),
                 number(of(Measure::Cpu), 3),
-                number(self.server(row), 3),
+                number(of(Measure::Server), 3),
                 counted(|counted| counted.system_calls),
                 counted(|counted| counted.context_switches),
                 time(of(Measure::P50)),
@@ -124,7 +128,7 @@ impl Section<'_> {
                 let noise = if again { None } else { self.against_base(base, true, measure) };
                 let words = in_words(Some(&ratio), Some(ratio.verdict(noise.as_ref())));
                 let name = if again { format!("{} again (noise)", row.egress) } else { row.egress.clone() };
-                let _ = writeln!(text, "    {name:<26} {unit:<7} {words}");
+                let _ = writeln!(text, "    {name:<26} {unit:<8} {words}");
             }
         }
     }
@@ -158,12 +162,6 @@ impl Section<'_> {
         let base = self.values(&self.record.spec.rows[0], false, measure);
         let pairs = base.into_iter().zip(self.values(row, again, measure));
         Ratio::of(&pairs.filter_map(|(base, row)| base.zip(row)).collect::<Vec<_>>())
-    }
-
-    /// CPU seconds of the server's process a GB.
-    fn server(&self, row: &Pair) -> Option<f64> {
-        let cells = self.cells(row, false, CellKind::Throughput);
-        median(cells.filter_map(|cell| cell.seconds_per_gigabyte(cell.server.whole.total())).collect())
     }
 
     fn counted(&self, row: &Pair, what: fn(&Counted) -> u64) -> Option<f64> {
