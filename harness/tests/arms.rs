@@ -205,7 +205,7 @@ fn arms_answer_the_same_bytes_as_the_floor_and_write_what_came() {
 }
 
 #[test]
-fn nonsense_closes_its_own_connection_with_a_reason_and_nothing_else() {
+fn nonsense_at_arms_closes_its_own_connection_with_a_reason_and_nothing_else() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let made = stored(&directory.path().join("made"));
     let mut bad_crc = produce(1, 0, 5000);
@@ -250,7 +250,7 @@ fn nonsense_closes_its_own_connection_with_a_reason_and_nothing_else() {
 }
 
 #[test]
-fn a_small_run_verifies_every_record_and_names_what_the_host_refuses() {
+fn a_small_run_of_arms_verifies_every_record_and_names_what_the_host_refuses() {
     let out = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let words = "arms --ring-options unregistered,huge-pages --blocks 1 --seconds 0.2 --catch-up-bytes 8MiB \
                  --partitions 3 --producers 2 --fixed-rate 20MB/s --seed 7";
