@@ -179,7 +179,7 @@ fn wait_until(mut holds: impl FnMut() -> bool, what: &str) {
 #[test]
 fn a_byte_now_and_then_is_not_enough_for_ever() {
     for egress in Egress::ALL.iter().copied().filter(|egress| egress.delivers()) {
-        let served = served(egress, Duration::from_millis(400));
+        let served = served(egress, Duration::from_millis(1000));
         let mut producer = served.client();
         produce(&mut producer, 12);
         let before = served.leased_bytes();

@@ -117,7 +117,7 @@ fn conversation(ground: &mut Ground<'_>, ingress: Ingress, egress: Egress, fetch
     }
     // Memory that is there already: what has to be made first costs the tail cache as much, and what is lent to the kernel is
     // not free for a while.
-    let blocks = ((u64::from(TRIES_MAX) * ground.bytes >> 20) + 8).min(GROWN_BLOCKS_MAX);
+    let blocks = (((u64::from(TRIES_MAX) * ground.bytes) >> 20) + 8).min(GROWN_BLOCKS_MAX);
     block_on(engine.on_shard(move |shard| async move {
         for _ in 0..blocks {
             shard.ring().grow(1 << 20).await?;
