@@ -2,6 +2,8 @@
 
 mod pieces;
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced, check_stored};
@@ -308,4 +310,36 @@ fn the_logs_own_time_is_stamped_and_never_goes_back() {
         assert!(offset <= Offset(11) && time == times[11], "{offset} {time}");
     });
     ring.shut_down();
+}
+
+/// Once only those waited who receive into the file: what others appended while the log was being cut was promised a place
+/// that the cut then took, and written beside the file that took the place of the old one.
+#[test]
+fn an_append_that_comes_while_the_log_is_cut_comes_behind_the_cut() {
+    for (&ingress, seed) in Ingress::ALL.iter().zip(1..) {
+        // At each step of the cut: a step of the simulated disk takes some tens of microseconds.
+        for delay in (1..2000).step_by(25) {
+            let world = World::new(seed);
+            let ring = world.ring(ARENA);
+            let main = ring.clone();
+            world.run(&[&ring], async move {
+                let config = ShardConfig { ingress, trusted_producers: true, ..config() };
+                let shard = Shard::open(&main, config).await.unwrap();
+                let topic = shard.create_topic("t", 1, TopicConfig::default()).await.unwrap();
+                let partition = topic.here(0).unwrap().clone();
+                for _ in 0..6 {
+                    append(&main, &partition, Timestamp(1), 3000).await;
+                }
+                let cut = Rc::new(Cell::new(None));
+                let (cutter, told) = (partition.clone(), cut.clone());
+                main.spawn(async move { told.set(Some(cutter.truncate_to(Offset(2)).await)) });
+                main.sleep(Duration::from_micros(delay)).await;
+                let what = format!("{ingress}, after {delay} us, cut then: {}", cut.take().is_some());
+                let acked = append(&main, &partition, Timestamp(2), 3000).await;
+                assert_eq!(acked.offset, Offset(2), "{what}");
+                assert_eq!(partition.marks().log_end.offset, Offset(3), "{what}");
+            });
+            ring.shut_down();
+        }
+    }
 }

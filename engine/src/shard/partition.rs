@@ -431,7 +431,8 @@ impl Partition {
     /// See [`TruncateError`].
     pub async fn truncate_to(&self, to: Offset) -> Result<Offset, TruncateError> {
         // Nobody is given a place in the log meanwhile, and nobody prepares room in a file that is about to be replaced.
-        let _turn = self.without_receivers().await;
+        let turn = self.take_turn();
+        turn.comes().await;
         let _cutting = Cutting::new(self);
         self.quiesce().await?;
         let marks = self.marks();
@@ -479,7 +480,9 @@ impl Partition {
     /// # Errors
     /// See [`TruncateError`].
     pub async fn reset_to(&self, offset: Offset) -> Result<(), TruncateError> {
-        let _turn = self.without_receivers().await;
+        // As for a cut: what is received meanwhile would else lie in the log that begins here.
+        let turn = self.take_turn();
+        turn.comes().await;
         self.quiesce().await?;
         let removed = self.0.log.borrow_mut().reset_to(offset);
         self.moved(&removed);
@@ -560,17 +563,6 @@ impl Partition {
         self.0.ack_waiters.wake_all();
         self.wake_watchers();
         self.0.room_waiters.wake_all();
-    }
-
-    /// Where connections receive into the file itself, waits until none does, and keeps them from it for as long as the turn
-    /// is held: what they receive later would else lie in the log that goes on at the cut.
-    async fn without_receivers(&self) -> Option<Turn> {
-        if !self.0.common.config.ingress.receives_into_file() {
-            return None;
-        }
-        let turn = self.take_turn();
-        turn.comes().await;
-        Some(turn)
     }
 
     /// Waits until everything accepted is written and flushed.
