@@ -445,11 +445,15 @@ impl Ring {
     /// Maps, touches and registers one more chunk for leases of `bytes`.
     ///
     /// # Errors
-    /// What the kernel said. A refused registration is no error: the chunk is used unregistered, and the arena's
-    /// usage shows it.
+    /// `OutOfMemory` when the arena's budget has no room for it, or what the kernel said. A refused registration is no error:
+    /// the chunk is used unregistered, and the arena's usage shows it.
     pub async fn grow(&self, bytes: usize) -> io::Result<()> {
         while self.0.growing.get() {
             self.sleep(LEASE_RETRY).await;
+        }
+        if self.0.arena.growth_for(bytes).is_none() {
+            let message = format!("no room for more leases of {bytes} bytes: {:?}", self.0.arena.usage());
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
         }
         let _growing = Growing::new(&self.0.growing);
         let pages = match &*self.0.driver.borrow() {

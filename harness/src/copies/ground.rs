@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use ringlog::sys::topology::usable_cores;
-use ringlog::{Engine, EngineConfig, Ingress};
+use ringlog::{Engine, EngineConfig, Ingress, block_on};
 
 use super::account::{Direction, Lacking, Row};
 use super::costs::{Before, Costs};
@@ -17,6 +17,8 @@ use super::peer::Peer;
 /// A row, or what a strategy lacks.
 pub(super) type Tried = std::result::Result<Row, Lacking>;
 
+/// What batches are staged in.
+const BLOCK_BYTES: usize = 1 << 20;
 /// Memory of an engine that serves one peer.
 const ARENA_BYTES_MAX: u64 = 96 << 20;
 const TAIL_CACHE_BYTES_MAX: usize = 32 << 20;
@@ -87,6 +89,20 @@ impl<'a> Ground<'a> {
 }
 
 /// An operation or a flag that this kernel does not know.
+/// Has memory made for `bytes` that are staged, as far as the arena may grow.
+pub(super) fn make_memory(engine: &Engine, bytes: u64) -> Result<()> {
+    let made = engine.on_shard(move |shard| async move {
+        let (ring, arena) = (shard.ring(), shard.ring().arena());
+        while ((arena.free_blocks(BLOCK_BYTES) * BLOCK_BYTES) as u64) < bytes
+            && arena.growth_for(BLOCK_BYTES).is_some()
+        {
+            ring.grow(BLOCK_BYTES).await?;
+        }
+        std::io::Result::Ok(())
+    });
+    Ok(block_on(made)??)
+}
+
 pub(super) fn is_lacking(error: &anyhow::Error) -> bool {
     let unsupported = |error: &std::io::Error| error.kind() == std::io::ErrorKind::Unsupported;
     error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(unsupported))

@@ -11,7 +11,7 @@ use ringlog_broker::BrokerConfig;
 
 use super::account::{Declared, Direction, Observed, Row};
 use super::costs::Costs;
-use super::ground::{Ground, TRIES_MAX, Tried, is_lacking, lacking};
+use super::ground::{Ground, TRIES_MAX, Tried, is_lacking, lacking, make_memory};
 use super::kernel::Counted;
 use super::link::{Link, is_told_later};
 use super::load::Exchange;
@@ -20,8 +20,8 @@ use super::peer::Order;
 /// The smallest that ways for large batches are for: what is stated is the most then.
 const BATCH_BYTES: usize = 64 << 10;
 const FETCH_BYTES: usize = 1 << 20;
-/// As many as leave room in the arena for everything else.
-const GROWN_BLOCKS_MAX: u64 = 64;
+/// Memory beside what the counted conversations are staged in.
+const SPARE_BYTES: u64 = 8 << 20;
 const TOPIC: &str = "copies";
 
 /// The row of one ingress strategy.
@@ -117,13 +117,8 @@ fn conversation(ground: &mut Ground<'_>, ingress: Ingress, egress: Egress, fetch
     }
     // Memory that is there already: what has to be made first costs the tail cache as much, and what is lent to the kernel is
     // not free for a while.
-    let blocks = (((u64::from(TRIES_MAX) * ground.bytes) >> 20) + 8).min(GROWN_BLOCKS_MAX);
-    block_on(engine.on_shard(move |shard| async move {
-        for _ in 0..blocks {
-            shard.ring().grow(1 << 20).await?;
-        }
-        std::io::Result::Ok(())
-    }))??;
+    let bytes = u64::from(TRIES_MAX) * ground.bytes + SPARE_BYTES;
+    make_memory(&engine, bytes)?;
     let config = TopicConfig { ack: Ack::Durable, ..TopicConfig::default() };
     for topic in ["warm", TOPIC] {
         let mut config = config.clone();

@@ -73,8 +73,8 @@ pub struct Copies {
 /// What both a host and a guest are told.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Told {
-    /// Payload of each row, in MiB
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
+    /// Payload of each row, in MiB: no more than the tail cache of the engine that is counted keeps
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=24))]
     mib: u64,
     /// These strategies only
     #[arg(long, value_name = "STRATEGY", value_delimiter = ',')]

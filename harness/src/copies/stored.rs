@@ -7,10 +7,11 @@ use ringlog::transfer::Piece;
 use ringlog::types::Offset;
 use ringlog::{Ack, Egress, Engine, Shard, TopicConfig, block_on};
 
+use super::ground::make_memory;
 use super::load::batch;
 
-/// What batches are staged in.
-const BLOCK_BYTES: usize = 1 << 20;
+/// Memory beside what is stored.
+const SPARE_BYTES: u64 = 4 << 20;
 /// How long sealing a segment may take.
 const SEALING_PATIENCE: Duration = Duration::from_secs(20);
 /// Between a file that is there and the shard that knows it.
@@ -32,13 +33,8 @@ impl Stored {
         let batch_bytes = batch(about_batch_bytes, 0).len() as u64;
         let stored = Stored { topic: topic.to_owned(), batches, batch_bytes };
         // Memory that is there already: what has to be made first costs the tail cache as much.
-        let blocks = stored.bytes() / BLOCK_BYTES as u64 + 4;
-        let data = block_on(engine.on_shard(move |shard| async move {
-            for _ in 0..blocks {
-                shard.ring().grow(BLOCK_BYTES).await?;
-            }
-            std::io::Result::Ok(shard.config().data_dir.clone())
-        }))??;
+        make_memory(engine, stored.bytes() + SPARE_BYTES)?;
+        let data = block_on(engine.on_shard(|shard| async move { shard.config().data_dir.clone() }))?;
         let mut config = TopicConfig { ack: Ack::Durable, ..TopicConfig::default() };
         config.log.segment_bytes_max = stored.bytes();
         block_on(engine.create_topic(topic, 1, config))?;
