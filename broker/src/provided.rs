@@ -113,11 +113,11 @@ impl Inflow {
     ) -> Result<Came, Fault> {
         let (whole, body) = (total <= self.front().len(), total - PREFIX_BYTES);
         if whole {
-            self.skip(PREFIX_BYTES);
             let front = self.parts.front_mut().expect("the frame lies in it");
+            drop(front.bytes.split_to(PREFIX_BYTES));
             let frame = front.bytes.split_to(body);
+            self.bytes -= total;
             self.skip(0);
-            self.bytes -= body;
             return Ok(Came::Frame(frame));
         }
         if let Some(candidate) = Candidate::look(broker, self.front(), total) {

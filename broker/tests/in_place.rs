@@ -92,6 +92,39 @@ fn of_large_batches_only_what_com_by(served: &Served) {
 }
 
 #[test]
+fn a_topic_that_is_deleted_under_a_receiver_takes_nobody_along() {
+    for ingress in RESERVING {
+        let served = served(ingress);
+        let mut other = served.client();
+        // One goes on to the end of its batch, one leaves.
+        for leaves in [false, true] {
+            let mut client = served.client();
+            client.produce(TOPIC, 0, &large(1, 100_000)).unwrap();
+            let header = client.header(ApiKey::Produce, common::PRODUCE_VERSION);
+            let frame = produce_frame(&header, 1, TOPIC, &[(0, &large(2, 200_000))]);
+            client.send(&frame[..100_000]);
+            std::thread::sleep(Duration::from_millis(50));
+            block_on(served.engine.delete_topic(TOPIC)).unwrap();
+            if !leaves {
+                client.send(&frame[100_000..]);
+                // An error, or the end of a conversation in which nothing can be skipped.
+                if let Ok((_, answers)) = client.try_receive_produce() {
+                    assert_ne!(answers[0].1, ErrorCode::None, "{ingress}");
+                }
+            }
+            drop(client);
+            let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
+            block_on(served.engine.create_topic(TOPIC, 2, topic)).unwrap();
+            assert_eq!(other.produce(TOPIC, 0, &large(3, 1000)), Ok(0), "{ingress}");
+            block_on(served.engine.delete_topic(TOPIC)).unwrap();
+            let topic = TopicConfig { ack: Ack::Written, ..TopicConfig::default() };
+            block_on(served.engine.create_topic(TOPIC, 2, topic)).unwrap();
+        }
+        served.engine.close().unwrap();
+    }
+}
+
+#[test]
 fn small_batches_several_in_a_request_and_large_ones_mix() {
     RESERVING.into_iter().for_each(|ingress| {
         let served = served(ingress);

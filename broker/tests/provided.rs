@@ -63,6 +63,19 @@ fn assert_holds(client: &mut Client, partition: i32, expected: &[Vec<u8>]) {
 }
 
 #[test]
+fn a_frame_without_a_body_ends_its_connection_and_nothing_else() {
+    let served = served();
+    let mut client = served.client();
+    // Alone in its buffer, and with bytes behind it.
+    for sent in [vec![0; 4], vec![0; 40]] {
+        let mut wrong = served.client();
+        wrong.send(&sent);
+        wrong.expect_closed("an empty frame");
+    }
+    assert_eq!(client.produce(TOPIC, 0, &large(1, 1000)), Ok(0));
+}
+
+#[test]
 fn a_byte_is_copied_once_into_staging_and_small_rests_once_more() {
     let served = served();
     let mut client = served.client();

@@ -181,7 +181,7 @@ async fn find_room(partition: &Partition, segment: Offset, file: &File, to: Posi
     }
 }
 
-fn unhinder(partition: &Partition) {
+pub(super) fn unhinder(partition: &Partition) {
     if let Some(hindrance) = partition.0.hindrance.take() {
         tracing::info!("{partition}: appends are taken again; no longer so: {hindrance}");
     }

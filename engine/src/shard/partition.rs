@@ -483,6 +483,7 @@ impl Partition {
         // As for a cut: what is received meanwhile would else lie in the log that begins here.
         let turn = self.take_turn();
         turn.comes().await;
+        let _cutting = Cutting::new(self);
         self.quiesce().await?;
         let removed = self.0.log.borrow_mut().reset_to(offset);
         self.moved(&removed);
@@ -650,11 +651,15 @@ impl Partition {
         }
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.0.state.get() == State::Closed
+    }
+
     pub(super) fn failure(&self) -> Option<AppendError> {
         if let Some(why) = &*self.0.failure.borrow() {
             return Some(AppendError::Failed(why.clone()));
         }
-        (self.0.state.get() == State::Closed).then_some(AppendError::Closed)
+        self.is_closed().then_some(AppendError::Closed)
     }
 
     /// Takes no more appends, for good: what happened is said to everybody who waits.

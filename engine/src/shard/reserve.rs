@@ -67,8 +67,8 @@ impl Reservation {
         self.turn.is_contested(waker)
     }
 
-    /// When that is `in_doubt`, whether the memory of the slot is still what it was: where it is the file's own, another process may have cut the
-    /// file, and what was received is nowhere. Then the partition takes no more appends.
+    /// When that is `in_doubt`, whether the memory of the slot is still what it was: where it is the file's own, another
+    /// process may have cut the file, and what was received is nowhere. Then the partition takes no more appends.
     ///
     /// # Errors
     /// [`AppendError::Failed`], with what happened.
@@ -140,10 +140,12 @@ impl Reservation {
         self.slot.take().expect("it goes back last")
     }
 
-    /// Whether the log still ends where the slot begins.
+    /// Whether the stage is still the one that the slot came from, and the log ends where it begins. A partition that was
+    /// closed meanwhile has another stage.
     pub(super) fn is_current(&self) -> bool {
         let start = self.slot.as_ref().map(Slot::start);
-        self.partition.generation() == self.generation
+        !self.partition.is_closed()
+            && self.partition.generation() == self.generation
             && start == Some(self.partition.0.log.borrow().log_end())
     }
 }

@@ -109,7 +109,7 @@ pub struct ShardCounters {
     pub ingress_in_place_bytes: u64,
     /// Bytes of shared last blocks, copied to be written.
     pub last_block_copied_bytes: u64,
-    /// Of these, bytes that did not go the way of the ingress strategy, because this host does not offer it.
+    /// Of all that were accepted, bytes that did not go the way of the ingress strategy.
     pub ingress_fallback_bytes: u64,
     /// Between this shard and others.
     pub lanes: LaneCounters,

@@ -11,7 +11,7 @@ use std::io;
 use std::task::Poll;
 
 use super::acks::{Ack, Ticket};
-use super::commit::{wait_to_write, write_all};
+use super::commit::{unhinder, wait_to_write, write_all};
 use super::errors::AppendError;
 use super::partition::Partition;
 use super::reserve::Reservation;
@@ -111,7 +111,10 @@ impl Reservation {
             splicing.under_way.set(false);
             partition.0.ack_waiters.wake_all();
             let waited = match written {
-                Ok(written) => return Ok(written),
+                Ok(written) => {
+                    unhinder(partition);
+                    return Ok(written);
+                }
                 Err(error) => wait_to_write(partition, start.segment, at, error).await,
             };
             waited.map_err(|error| {
@@ -195,6 +198,7 @@ impl Partition {
             })?;
             at = at.plus(bytes);
         }
+        unhinder(self);
         self.0.splicing.forget();
         Ok(())
     }

@@ -157,6 +157,11 @@ impl Shard {
         if let (Ack::Durable, Flushes::DoNotReach(why)) = (config.ack, &self.0.common.node.flushes) {
             return Err(TopicError::Config(format!("ringlog.ack=durable cannot be kept: {why}")));
         }
+        if let Some(egress) = config.egress.filter(|egress| !egress.delivers()) {
+            return Err(TopicError::Config(format!(
+                "ringlog.egress={egress} discards what consumers wait for"
+            )));
+        }
         let told: Arc<str> = name.into();
         let make = move |shard: Shard| async move { shard.make_topic(told, partitions, config).await };
         let id = self.on(ShardId(0), make).await?;

@@ -13,7 +13,7 @@
 
 use std::io;
 
-use super::{Declaration, Outgoing};
+use super::{Declaration, HELD_BYTES, Outgoing};
 use crate::sys::{BLOCK_BYTES, File, Lease, Ring};
 use crate::transfer::join::{join, join_writes};
 use crate::transfer::path::{BytePath, Place, copy, dma};
@@ -68,7 +68,14 @@ pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Resu
 async fn add_window(out: &mut Outgoing<'_>, window: Window, more: bool) -> io::Result<()> {
     let last = window.iter().flatten().count();
     for (unit, number) in window.into_iter().flatten().zip(1..) {
-        out.add_records(unit, more || number < last).await?;
+        if more || number < last {
+            out.add_records(unit, true).await?;
+        } else {
+            // What is lent is on its way at once: the end waits here until it is known that the file was not changed.
+            let held = unit.len() - unit.len().min(HELD_BYTES as usize);
+            out.add_records(unit.slice(0..held), true).await?;
+            out.add_memory(unit.slice(held..unit.len())).await?;
+        }
     }
     Ok(())
 }

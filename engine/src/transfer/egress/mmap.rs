@@ -47,7 +47,11 @@ const WARM_BYTES: u64 = 4 << 20;
 
 pub(super) async fn send_piece(out: &mut Outgoing<'_>, piece: Piece) -> io::Result<()> {
     let Piece::File { file, at, bytes } = piece else { unreachable!("mmap carries file pieces") };
-    let map = file.map().expect("what is not mapped is carried by copy");
+    // It had one when it was chosen; another thread may have given it up since.
+    let Some(map) = file.map() else {
+        out.hand_over(Egress::Copy, bytes);
+        return copy::send_piece(out, Piece::File { file, at, bytes }).await;
+    };
     out.flush(true).await?;
     let (mut at, end) = (at.0, at.0 + bytes);
     let mut resident_to = at;
