@@ -351,7 +351,6 @@ async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
     let common = &partition.0.common;
     let submitted = common.ring.now();
     while let Some((base, file, named)) = next_dirty(partition, target) {
-        let path = partition.0.files.borrow().path(base, Ext::Log);
         if !named {
             let dir = partition.dir();
             if let Err(e) = sync_dir(partition, &dir).await {
@@ -362,13 +361,16 @@ async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
                 return Err(format!("{partition}: flush of {}: {e}", dir.display()));
             }
         }
+        // Only made where something went wrong: a name takes memory.
+        let path = || partition.0.files.borrow().path(base, Ext::Log);
         if common.config.mutant != Mutant::SkipFlush {
             let durable = partition.marks().durable;
             common.ring.sync(&file).await.map_err(|e| {
-                let (path, from, to) = (path.display(), durable.offset, target.offset);
+                let (path, from, to) = (path(), durable.offset, target.offset);
                 let position = target.position;
                 format!(
-                    "{partition}: flush of {path} up to position {position} (offsets {from} to {to}): {e}"
+                    "{partition}: flush of {} up to position {position} (offsets {from} to {to}): {e}",
+                    path.display()
                 )
             })?;
         }
@@ -378,7 +380,7 @@ async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
             continue; // Retention took it meanwhile.
         }
         if !common.ring.has_name(&file) {
-            partition.lose(&path);
+            partition.lose(&path());
             return Ok(());
         }
     }
