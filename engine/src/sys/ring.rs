@@ -1438,6 +1438,7 @@ impl Ring {
                 patience = self.now().plus(RELEASE_PATIENCE);
                 timer.arm(patience);
             }
+            self.0.executor.forget_wakes();
             self.visit(true);
         }
     }

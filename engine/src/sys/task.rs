@@ -178,6 +178,14 @@ impl Executor {
         self.0.ready.sleeping.store(false, Ordering::Relaxed);
     }
 
+    /// Forgets who was woken: once no task lives, a wake would only keep the thread from its sleep.
+    pub(crate) fn forget_wakes(&self) {
+        debug_assert_eq!(self.0.live.get(), 0, "a live task would never run again");
+        for words in [&self.0.ready.words, &self.0.ready.summary] {
+            words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        }
+    }
+
     /// Drops every task, as at the end of the thread. What their operations hold is released by the ring.
     pub(crate) fn abandon_all(&self) {
         loop {
@@ -224,6 +232,23 @@ mod tests {
         executor.spawn(async {});
         assert!(!executor.prepare_to_sleep());
         assert!(!executor.run_ready());
+        assert!(executor.prepare_to_sleep());
+    }
+
+    #[test]
+    fn a_task_that_was_woken_and_abandoned_keeps_nobody_from_sleep() {
+        let executor = Executor::new(Box::new(NoBell));
+        let waker = Rc::new(RefCell::new(None));
+        let seen = waker.clone();
+        executor.spawn(std::future::poll_fn(move |cx| {
+            *seen.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        }));
+        executor.run_ready();
+        executor.abandon_all();
+        waker.take().expect("it ran").wake();
+        assert!(!executor.prepare_to_sleep());
+        executor.forget_wakes();
         assert!(executor.prepare_to_sleep());
     }
 
