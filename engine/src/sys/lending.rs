@@ -11,10 +11,13 @@ use std::task::{Context, Poll, Waker};
 use super::arena::{Lease, LentLease};
 use super::clock::Moment;
 use super::op::{Socket, SocketKind};
+use super::ring::OPS_IN_FLIGHT_MAX;
 
 /// Bytes that one connection may have unreleased: what Linux lets a send buffer grow to by default, so that a peer that
 /// acknowledges is not stopped by it. Beyond, sends are made by copying.
 pub const UNRELEASED_BYTES_MAX: u64 = 4 << 20;
+/// Sends that a ring may have unreleased, however small: each keeps an operation's slot, and everything else needs slots too.
+pub const UNRELEASED_SENDS_MAX: u64 = OPS_IN_FLIGHT_MAX as u64 / 4;
 
 /// What the zero-copy sends of a ring came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,7 +36,9 @@ pub struct ZeroCopyUse {
     pub refused_sends: u64,
     /// Bytes that the kernel may still read from.
     pub unreleased_bytes: u64,
-    /// The most that ever were.
+    /// Sends that these belong to.
+    pub unreleased_sends: u64,
+    /// The most bytes that ever were.
     pub unreleased_bytes_most: u64,
 }
 
@@ -126,7 +131,7 @@ impl Loan {
     pub(crate) fn new(lease: &Lease, socket: &Socket, book: &Rc<LendingBook>, now: Moment) -> Option<Loan> {
         let (connection, bytes) = (&socket.1, lease.len() as u64);
         let before = connection.bytes.get();
-        if before + bytes > UNRELEASED_BYTES_MAX {
+        if before + bytes > UNRELEASED_BYTES_MAX || book.usage().unreleased_sends == UNRELEASED_SENDS_MAX {
             return None;
         }
         let lease = lease.lend()?;
@@ -136,6 +141,7 @@ impl Loan {
         connection.bytes.set(before + bytes);
         connection.lent.set(true);
         book.note(|usage| {
+            usage.unreleased_sends += 1;
             usage.unreleased_bytes += bytes;
             usage.unreleased_bytes_most = usage.unreleased_bytes_most.max(usage.unreleased_bytes);
         });
@@ -177,7 +183,10 @@ impl Loan {
 impl Drop for Loan {
     fn drop(&mut self) {
         let bytes = self.lease.len() as u64;
-        self.book.note(|usage| usage.unreleased_bytes -= bytes);
+        self.book.note(|usage| {
+            usage.unreleased_sends -= 1;
+            usage.unreleased_bytes -= bytes;
+        });
         let left = self.connection.bytes.get() - bytes;
         self.connection.bytes.set(left);
         if left == 0 {

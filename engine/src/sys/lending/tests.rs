@@ -6,6 +6,8 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::UNRELEASED_SENDS_MAX;
+use crate::sys::ring::OPS_IN_FLIGHT_MAX;
 use crate::sys::sim::World;
 use crate::sys::{Lease, Lending, Ring, Socket, UNRELEASED_BYTES_MAX, UringOptions};
 
@@ -283,6 +285,57 @@ fn beyond_the_bounds_nothing_is_lent_and_it_is_counted() {
         assert!(matches!(main.send_zero_copy(&other, &lease, false).await.unwrap(), Lending::Sent(_)));
     });
     ring.shut_down();
+}
+
+/// Small sends would take every operation of the ring long before they came to the bounds in bytes.
+#[test]
+fn small_loans_leave_operations_for_everybody_else() {
+    let world = World::new(11);
+    let (ring, peer) = (world.ring(16 << 20), world.ring(16 << 20));
+    let listener = peer.listen("127.0.0.1:9092".parse().unwrap(), false).unwrap();
+    let (main, accepting, address) = (ring.clone(), peer.clone(), listener.address());
+    world.run(&[&ring, &peer], async move {
+        let socket = main.connect(address).await.unwrap();
+        let stalled = accepting.accept(&listener).await.unwrap();
+        let lease = piece(&main, 0).await;
+        let ended = Rc::new(Cell::new(0));
+        for _ in 0..UNRELEASED_SENDS_MAX {
+            let (sender, sending, part, count) =
+                (main.clone(), socket.clone(), lease.slice(0..64), ended.clone());
+            main.spawn(async move {
+                let _ = sender.send_zero_copy(&sending, &part, false).await;
+                count.set(count.get() + 1);
+            });
+        }
+        // All are submitted before any is released.
+        while main.zero_copy().unreleased_sends < UNRELEASED_SENDS_MAX {
+            assert_eq!((main.zero_copy().full_sends, ended.get()), (0, 0));
+            poll_once().await;
+        }
+        assert_eq!(main.zero_copy().unreleased_sends, UNRELEASED_SENDS_MAX);
+        let refused = main.send_zero_copy(&socket, &lease.slice(0..64), false).await.unwrap();
+        assert_eq!((refused, main.zero_copy().full_sends), (Lending::NotLent, 1));
+        assert!(main.operations_in_flight() < OPS_IN_FLIGHT_MAX / 2);
+        socket.abort();
+        drop(stalled);
+        while ended.get() < UNRELEASED_SENDS_MAX || main.zero_copy().unreleased_sends > 0 {
+            main.sleep(Duration::from_millis(1)).await;
+        }
+    });
+    ring.shut_down();
+}
+
+/// Lets every other task that is ready run.
+async fn poll_once() {
+    let mut first = true;
+    std::future::poll_fn(|cx| {
+        if std::mem::take(&mut first) {
+            cx.waker().wake_by_ref();
+            return std::task::Poll::Pending;
+        }
+        std::task::Poll::Ready(())
+    })
+    .await;
 }
 
 /// The sender goes while its bytes travel: what was lent stays as it was until they have arrived.
