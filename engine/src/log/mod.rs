@@ -12,6 +12,7 @@
 //! | `header_walk` | the last steps from the index to the batch |
 //! | `epoch`, `watermarks` | who wrote, and how far |
 //! | `recovery` | the walk after an unclean stop: rot told from a torn tail |
+//! | `journal` | the shard journal's bytes: units, frames, the scan after an unclean stop |
 //! | `batch`, `crc` | the record batch header: parse, check, stamp; CRC-32C |
 //! | `build`, `records` | batches built and read record by record, for clients and tests |
 //! | `checkpoint`, `names` | small text files; names of files, directories and topics |
@@ -23,6 +24,7 @@ mod config;
 mod crc;
 mod epoch;
 mod header_walk;
+mod journal;
 // The log is the noun here; a cleverer file name would only hide it.
 #[allow(clippy::module_inception)]
 mod log;
@@ -47,6 +49,10 @@ pub use config::LogConfig;
 pub use crc::{Crc32c, crc32c};
 pub use epoch::{EpochCache, EpochOwner, OFFSET_UNKNOWN};
 pub use header_walk::{FoundBatch, HeaderWalk, WalkStep};
+pub use journal::{
+    FRAME_HEADER_BYTES, FoundFrame, Frame, FrameKind, JOURNAL_BLOCK, JournalFile, JournalScan, ScannedFile,
+    UNIT_BYTES_MAX, UnitBuilder, UnitStamp,
+};
 pub use log::{
     AppendAtError, Extent, Log, LogStartError, Lookup, Placement, ReadError, TimeLookup, Truncation,
 };
