@@ -109,7 +109,7 @@ fn stage(ring: &Ring, world: &World, ingress: Ingress, source: &[u8], batches: u
         staged.accept(batch.freeze(), end, next, Moment(0));
         end = next;
     }
-    let unit = staged.take_unit().expect("something is staged");
+    let unit = staged.take_unit(LogPoint::BEYOND).expect("something is staged");
     staged.finish_unit(black_box(unit));
 }
 

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced, check_stored};
-use ringlog::shard::{Ack, Mutant, Node, Partition, Shard, ShardConfig, TopicConfig};
+use ringlog::shard::{Ack, Commit, JournalConfig, Mutant, Node, Partition, Shard, ShardConfig, TopicConfig};
 use ringlog::sys::sim::{CutKind, DiskImage, Recording, World};
 use ringlog::sys::{LeaseMut, Ring};
 use ringlog::transfer::{Egress, Ingress, Piece};
@@ -39,6 +39,7 @@ struct Run {
     recording: Recording,
     accepted: Vec<Accepted>,
     ingress: Ingress,
+    commit: Commit,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -48,13 +49,17 @@ enum Mistake {
     ReuseMemory,
 }
 
-fn shard_config(ingress: Ingress, mutant: Mutant) -> ShardConfig {
+fn shard_config(ingress: Ingress, commit: Commit, mutant: Mutant) -> ShardConfig {
     let mut config = ShardConfig::new("/data");
     config.ingress = ingress;
     config.trusted_producers = true;
     config.arena_bytes_max = ARENA;
     config.tail_cache_bytes_max = 256 << 10;
     config.mutant = mutant;
+    config.commit = commit;
+    // Small, so that files are used again and again.
+    config.journal =
+        JournalConfig { file_bytes: 64 << 10, files_max: 3, round_bytes_max: 6000, destage_bytes: 12 << 10 };
     config
 }
 
@@ -94,6 +99,17 @@ fn record(seed: u64, mistake: Mistake) -> Run {
         Mistake::ReuseMemory => Ingress::Buffered,
         _ => Ingress::ALL[random.usize(..Ingress::ALL.len())],
     };
+    let commit = match mistake {
+        Mistake::ReuseMemory => Commit::Files,
+        Mistake::Engine(Mutant::EarlyReuse) => Commit::Journal,
+        _ if random.u8(..) < 64 => Commit::Files,
+        _ => Commit::Journal,
+    };
+    let ingress = match commit {
+        // The others have no journal.
+        Commit::Journal if !ingress.is_direct() && random.u8(..) < 200 => Ingress::Copy,
+        _ => ingress,
+    };
     let topic_ack = if random.bool() { Ack::Durable } else { Ack::Written };
     let mutant = if let Mistake::Engine(mutant) = mistake { mutant } else { Mutant::None };
     let world = World::new(seed);
@@ -107,7 +123,7 @@ fn record(seed: u64, mistake: Mistake) -> Run {
     let (main, list, clock) = (rings[0].clone(), accepted.clone(), world.clone());
     let all = rings.clone();
     world.run(&rings.iter().collect::<Vec<_>>(), async move {
-        let shards = open(&all, shard_config(ingress, mutant)).await;
+        let shards = open(&all, shard_config(ingress, commit, mutant)).await;
         let shard = &shards[0];
         let _held = if mistake == Mistake::ReuseMemory { hold_most_memory(&main).await } else { Vec::new() };
         let log = LogConfig { segment_bytes_max: 32 << 10, ..LogConfig::default() };
@@ -168,17 +184,20 @@ fn record(seed: u64, mistake: Mistake) -> Run {
     let recording = world.recording();
     let accepted = accepted.borrow().clone();
     rings.iter().for_each(Ring::shut_down);
-    Run { recording, accepted, ingress }
+    Run { recording, accepted, ingress, commit }
 }
 
+/// Of each partition, its epoch, and its bytes or why they cannot be read.
+type Contents = Vec<(i32, Result<Vec<u8>, String>)>;
+
 /// Opens what a cut left and reads everything. Gives the image's successor world's recording, for a second cut.
-fn reopen(image: DiskImage, seed: u64, ingress: Ingress) -> (Recording, Vec<(i32, Vec<u8>)>) {
+fn reopen(image: DiskImage, seed: u64, ingress: Ingress, commit: Commit) -> (Recording, Contents) {
     let world = World::boot(seed, image);
     // Another number of shards than before, most times.
     let rings: Vec<Ring> = (0..1 + seed % 4).map(|_| world.ring(ARENA)).collect();
     let all = rings.clone();
     let found = world.run(&rings.iter().collect::<Vec<_>>(), async move {
-        let shards = open(&all, shard_config(ingress, Mutant::None)).await;
+        let shards = open(&all, shard_config(ingress, commit, Mutant::None)).await;
         let mut found = Vec::new();
         if let Some(topic) = shards[0].topic(TOPIC) {
             for index in 0..topic.partition_count() {
@@ -195,14 +214,14 @@ fn reopen(image: DiskImage, seed: u64, ingress: Ingress) -> (Recording, Vec<(i32
     (recording, found)
 }
 
-async fn read_all(ring: &Ring, partition: &Partition) -> Vec<u8> {
+async fn read_all(ring: &Ring, partition: &Partition) -> Result<Vec<u8>, String> {
     let mut all = Vec::new();
     let mut next = partition.marks().log_start;
     loop {
         let mut pieces = Vec::new();
-        let fetched = partition.fetch(next, 1 << 20, Egress::Tail, &mut pieces).await.unwrap();
-        if fetched.bytes == 0 {
-            return all;
+        let fetched = partition.fetch(next, 1 << 20, Egress::Tail, &mut pieces).await;
+        if fetched.map_err(|e| format!("offset {next}: {e}"))?.bytes == 0 {
+            return Ok(all);
         }
         let from = all.len();
         for piece in pieces {
@@ -233,7 +252,7 @@ async fn read_all(ring: &Ring, partition: &Partition) -> Vec<u8> {
 }
 
 /// What is wrong with what was found, if anything is.
-fn judge(run: &Run, found: &[(i32, Vec<u8>)], cut: usize, kind: CutKind) -> Result<(), String> {
+fn judge(run: &Run, found: &Contents, cut: usize, kind: CutKind) -> Result<(), String> {
     let needed = match kind {
         CutKind::PowerLoss => Ack::Durable,
         CutKind::ProcessDeath => Ack::Written,
@@ -259,7 +278,7 @@ fn judge(run: &Run, found: &[(i32, Vec<u8>)], cut: usize, kind: CutKind) -> Resu
     }
     let mut ends = [0i64; PARTITIONS];
     for (number, (epoch, bytes)) in found.iter().enumerate() {
-        let mut rest = &bytes[..];
+        let mut rest = &bytes.as_ref().map_err(|why| format!("partition {number}: {why}"))?[..];
         while !rest.is_empty() {
             let whole = BatchHeader::parse(rest).map_err(|e| e.to_string())?.bytes as usize;
             let (one, behind) = rest.split_at(whole);
@@ -309,7 +328,7 @@ fn cut_run(seed: u64, mistake: Mistake, cuts: usize) -> Result<usize, String> {
         let kind = if random.bool() { CutKind::PowerLoss } else { CutKind::ProcessDeath };
         let image_seed = random.u64(..);
         let image = cursor.image_at(point, kind, image_seed);
-        let (again, found) = reopen(image, random.u64(..), run.ingress);
+        let (again, found) = reopen(image, random.u64(..), run.ingress, run.commit);
         let say = |why: String| {
             format!("seed {seed}, {mistake:?}, {kind:?} at {point} of {events}, image {image_seed}: {why}")
         };
@@ -317,7 +336,7 @@ fn cut_run(seed: u64, mistake: Mistake, cuts: usize) -> Result<usize, String> {
         if random.u8(..) < 26 {
             let second = random.usize(..=again.events());
             let image = again.cursor().image_at(second, kind, random.u64(..));
-            let (_, found) = reopen(image, random.u64(..), run.ingress);
+            let (_, found) = reopen(image, random.u64(..), run.ingress, run.commit);
             judge(&run, &found, point, kind).map_err(|why| say(format!("cut again at {second}: {why}")))?;
         }
     }
@@ -374,6 +393,11 @@ fn a_build_that_calls_written_what_is_only_submitted_is_caught() {
 }
 
 #[test]
+fn a_build_that_writes_over_what_is_in_no_segment_yet_is_caught() {
+    caught(Mistake::Engine(Mutant::EarlyReuse));
+}
+
+#[test]
 fn a_build_that_reuses_memory_in_flight_is_caught() {
     caught(Mistake::ReuseMemory);
 }
@@ -386,15 +410,15 @@ fn a_log_start_that_moved_stays_moved() {
     let world = World::boot(2, image);
     let ring = world.ring(ARENA);
     let main = ring.clone();
-    let ingress = run.ingress;
+    let (ingress, commit) = (run.ingress, run.commit);
     world.run(&[&ring], async move {
-        let shard = Shard::open(&main, shard_config(ingress, Mutant::None)).await.unwrap();
+        let shard = Shard::open(&main, shard_config(ingress, commit, Mutant::None)).await.unwrap();
         let partition = shard.topic(TOPIC).unwrap().here(0).unwrap().clone();
         let end = partition.marks().high_watermark.offset;
         partition.advance_log_start(Offset(end.0 / 2)).await.unwrap();
         shard.close().await.unwrap();
         drop((partition, shard));
-        let shard = Shard::open(&main, shard_config(ingress, Mutant::None)).await.unwrap();
+        let shard = Shard::open(&main, shard_config(ingress, commit, Mutant::None)).await.unwrap();
         let marks = shard.topic(TOPIC).unwrap().here(0).unwrap().marks();
         assert_eq!((marks.log_start, marks.log_end.offset), (Offset(end.0 / 2), end));
     });

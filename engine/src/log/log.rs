@@ -635,18 +635,18 @@ impl Log {
     }
 
     /// Moves the log start forward (never back), and returns the bases of the sealed segments to delete: those
-    /// wholly below it that are durable. Others follow at a later call.
+    /// wholly below it and below `stored`, up to where segments hold everything for good. Others follow at a later call.
     ///
     /// # Errors
     /// A log start beyond the high watermark.
-    pub fn advance_log_start(&mut self, to: Offset) -> Result<Vec<Offset>, LogStartError> {
+    pub fn advance_log_start(&mut self, to: Offset, stored: Offset) -> Result<Vec<Offset>, LogStartError> {
         let marks = self.marks.marks();
         if to > marks.high_watermark.offset {
             return Err(LogStartError { to, high_watermark: marks.high_watermark.offset });
         }
         let log_start = to.max(marks.log_start);
         // A segment in flight stays until it is durable: the watermarks still point into it.
-        let safe = log_start.min(marks.durable.offset);
+        let safe = log_start.min(marks.durable.offset).min(stored);
         let count = self.segments.windows(2).take_while(|pair| pair[1].base <= safe).count();
         let removed: Vec<Offset> = self.segments.drain(..count).map(|segment| segment.base).collect();
         let first = self.segments[0].base;

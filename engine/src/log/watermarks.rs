@@ -19,6 +19,12 @@ pub struct LogPoint {
     pub position: Position,
 }
 
+impl LogPoint {
+    /// Beyond every log.
+    pub const BEYOND: LogPoint =
+        LogPoint { offset: Offset(i64::MAX), segment: Offset(i64::MAX), position: Position(u64::MAX) };
+}
+
 /// The values of all watermarks at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {

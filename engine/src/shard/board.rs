@@ -18,7 +18,7 @@ pub struct Board(CachePadded<Numbers>);
 struct Numbers {
     epoch: AtomicI32,
     log_start: AtomicI64,
-    durable: AtomicI64,
+    recovery_point: AtomicI64,
     high_watermark: AtomicI64,
     log_end: AtomicI64,
     /// Goes up whenever more becomes visible or the partition closes.
@@ -27,18 +27,18 @@ struct Numbers {
 
 impl Board {
     /// As the checkpoints had it, until the owner has recovered it.
-    pub(super) fn recorded(durable: Offset, log_start: Offset) -> Board {
+    pub(super) fn recorded(recovery_point: Offset, log_start: Offset) -> Board {
         let board = Board::default();
-        board.0.durable.store(durable.0, Ordering::Relaxed);
+        board.0.recovery_point.store(recovery_point.0, Ordering::Relaxed);
         board.0.log_start.store(log_start.0, Ordering::Relaxed);
         board
     }
 
-    pub(super) fn show(&self, epoch: Epoch, marks: &Marks) {
+    pub(super) fn show(&self, epoch: Epoch, marks: &Marks, recovery_point: Offset) {
         let numbers = &*self.0;
         numbers.epoch.store(epoch.0, Ordering::Relaxed);
         numbers.log_start.store(marks.log_start.0, Ordering::Relaxed);
-        numbers.durable.store(marks.durable.offset.0, Ordering::Relaxed);
+        numbers.recovery_point.store(recovery_point.0, Ordering::Relaxed);
         numbers.high_watermark.store(marks.high_watermark.offset.0, Ordering::Relaxed);
         numbers.log_end.store(marks.log_end.offset.0, Ordering::Release);
     }
@@ -65,10 +65,9 @@ impl Board {
         Offset(self.0.log_start.load(Ordering::Relaxed))
     }
 
-    /// Up to where everything survives power loss.
-    #[must_use]
-    pub fn durable(&self) -> Offset {
-        Offset(self.0.durable.load(Ordering::Relaxed))
+    /// Up to where segments hold everything, flushed.
+    pub(super) fn recovery_point(&self) -> Offset {
+        Offset(self.0.recovery_point.load(Ordering::Relaxed))
     }
 
     /// The end of what is visible.

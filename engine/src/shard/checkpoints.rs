@@ -63,7 +63,7 @@ impl Common {
             OffsetCheckpoint { entries }.format().into_bytes()
         };
         // What a board shows was true at some moment before this one, and durable ends stay true.
-        let (points, starts) = (of(Board::durable), of(Board::log_start));
+        let (points, starts) = (of(Board::recovery_point), of(Board::log_start));
         let dir = &self.config.data_dir;
         // On a full disk the reserve is for what makes room: log starts that have moved. A recovery point that is not
         // written costs time at the next start, and no more; once the first roll on a full disk took the reserve

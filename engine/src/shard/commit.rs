@@ -15,7 +15,7 @@ use super::errors::AppendError;
 use super::partition::{Partition, State};
 use super::reserve_file::is_full;
 use super::stages::Stage;
-use crate::log::{EpochOwner, Ext, LogPoint};
+use crate::log::{EpochOwner, Ext, Log, LogPoint};
 use crate::sys::{File, OpenOptions, is_passing};
 use crate::transfer::{Need, WriteData, WriteUnit, join, join_writes};
 use crate::types::{Offset, Position};
@@ -66,8 +66,8 @@ impl Partition {
         let direct = self.0.common.direct_writes();
         // Made where nothing of it is on disk yet. Elsewhere an empty file in the place of one that was removed by hand
         // would be believed to hold what that held.
-        let written = self.marks().written;
-        let create = base > written.segment || (base == written.segment && written.position == Position(0));
+        let stored = self.0.reach.borrow().stored();
+        let create = base > stored.segment || (base == stored.segment && stored.position == Position(0));
         let writer = ring.open(&path, OpenOptions { create, write: true, direct }).await?;
         let reader = self.open_segment(base).await?;
         let mut files = self.0.files.borrow_mut();
@@ -84,13 +84,16 @@ impl Partition {
 // ---- write -----------------------------------------------------------------------------------------------------
 
 async fn write_loop(partition: &Partition) {
+    let destage_bytes = partition.0.common.config.journal.destage_bytes;
     loop {
         let unit = partition
             .wait_until(|| {
                 if partition.is_over() {
                     return Some(None);
                 }
-                partition.0.staged.borrow_mut().take_unit().map(Some)
+                let end = partition.marks().log_end;
+                let limit = partition.0.reach.borrow().store_limit(end, destage_bytes)?;
+                partition.0.staged.borrow_mut().take_unit(limit).map(Some)
             })
             .await;
         let Some(unit) = unit else { return };
@@ -140,7 +143,7 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
             Some(Err(e)) => {
                 let what = format!(
                     "the log from offset {} on, at position {at} of",
-                    partition.marks().written.offset
+                    partition.0.reach.borrow().stored().offset
                 );
                 failure = Some(explain(&format!("writing {what}"), &e));
             }
@@ -289,24 +292,53 @@ pub(super) async fn wait_to_write(
     wait_unless_lost(partition, &error, words).await.map_err(io::Error::other)
 }
 
-/// The write is complete up to `end`: moves the watermark, tells who waits.
+/// The write is complete up to `end`.
 fn finish(partition: &Partition, end: Option<LogPoint>) {
-    let Some(end) = end else { return };
-    let old = partition.marks();
-    if end.offset <= old.written.offset {
-        return;
+    if let Some(end) = end {
+        partition.0.reach.borrow_mut().note_stored(end);
+        partition.follow_reach();
     }
-    {
-        let mut log = partition.0.log.borrow_mut();
-        log.set_written(end);
-        let visible = partition.0.config.ack != Ack::Durable && log.owner() == EpochOwner::Local;
-        if visible {
-            log.set_high_watermark(end);
+}
+
+impl Partition {
+    /// Moves the watermarks to where batches have come, in the journal or in segments, and tells who waits.
+    pub(super) fn follow_reach(&self) {
+        let (old, mut moved) = (self.marks(), false);
+        let (written, durable) = {
+            let reach = self.0.reach.borrow();
+            (reach.written(), reach.durable())
+        };
+        {
+            let mut log = self.0.log.borrow_mut();
+            let visible = |log: &mut Log, end: LogPoint| {
+                if log.owner() == EpochOwner::Local {
+                    log.set_high_watermark(end);
+                }
+            };
+            if written.offset > old.written.offset {
+                moved = true;
+                log.set_written(written);
+                if self.0.config.ack != Ack::Durable {
+                    visible(&mut log, written);
+                }
+            }
+            if durable.offset > old.durable.offset {
+                moved = true;
+                log.set_durable(durable);
+                if self.0.config.ack == Ack::Durable {
+                    visible(&mut log, durable);
+                }
+            }
         }
+        if !moved {
+            return;
+        }
+        if written.offset > old.written.offset {
+            self.note_written(old.written, written);
+            self.0.room_waiters.wake_all();
+        }
+        self.marks_moved(old.high_watermark);
     }
-    partition.note_written(old.written, end);
-    partition.0.room_waiters.wake_all();
-    partition.marks_moved(old.high_watermark);
 }
 
 // ---- flush -----------------------------------------------------------------------------------------------------
@@ -336,15 +368,20 @@ async fn flush_loop(partition: &Partition) {
 
 /// Up to where a flush is to be made now, if one is due.
 fn flush_due(partition: &Partition) -> Option<LogPoint> {
-    let marks = partition.marks();
-    if marks.written.offset <= marks.durable.offset {
+    let reach = partition.0.reach.borrow();
+    let (stored, durable) = (reach.stored(), reach.stored_durable());
+    if stored.offset <= durable.offset {
         return None;
     }
-    let wanted = partition.0.sync_wanted.get() > marks.durable.offset;
-    let rolled = marks.written.segment != marks.durable.segment;
-    let far = !rolled && marks.written.position.since(marks.durable.position) >= CHECKPOINT_BYTES;
+    let promised = partition.marks().durable.offset;
+    // What the journal has does not wait for this.
+    let wanted = partition.0.sync_wanted.get() > promised
+        && stored.offset > promised
+        && reach.direct().offset > promised;
+    let rolled = stored.segment != durable.segment;
+    let far = !rolled && stored.position.since(durable.position) >= CHECKPOINT_BYTES;
     let draining = partition.0.state.get() == State::Draining;
-    (wanted || rolled || far || draining).then_some(marks.written)
+    (wanted || rolled || far || draining || reach.is_flush_wanted()).then_some(stored)
 }
 
 async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
@@ -385,20 +422,16 @@ async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
         }
     }
     common.stages.note(Stage::Flush, common.ring.now().nanos_since(submitted));
-    let old = partition.marks();
-    {
-        let mut log = partition.0.log.borrow_mut();
-        log.set_durable(target);
-        if partition.0.config.ack == Ack::Durable && log.owner() == EpochOwner::Local {
-            log.set_high_watermark(target);
-        }
-    }
+    partition.0.reach.borrow_mut().note_stored_durable(target);
     let last = partition.0.checkpointed.get();
     if last.segment != target.segment || target.position.since(last.position) >= CHECKPOINT_BYTES {
         partition.0.checkpointed.set(target);
         common.request_checkpoint();
     }
-    partition.marks_moved(old.high_watermark);
+    partition.follow_reach();
+    // Also where no watermark moves: who destages waits for it.
+    partition.show();
+    partition.0.ack_waiters.wake_all();
     Ok(())
 }
 
@@ -485,7 +518,7 @@ fn next_chore(partition: &Partition) -> Option<Chore> {
     {
         return Some(Chore::Map { segment, at, bytes });
     }
-    let durable = log.durable();
+    let durable = partition.0.reach.borrow().stored_durable();
     let files = partition.0.files.borrow();
     let due = files.iter().find(|f| !f.finished && f.base < durable.segment)?;
     Some(Chore::Finish { segment: due.base })
@@ -630,9 +663,11 @@ impl Partition {
                 || self.0.chore_under_way.get()
                 || self.0.splicing.is_under_way()
                 || self.is_settling();
-            if marks.durable == marks.log_end && !busy {
+            if self.0.reach.borrow().is_settled(marks.log_end) && !busy {
                 break;
             }
+            self.0.reach.borrow_mut().want_stored(marks.log_end.offset, true);
+            self.go_direct();
             let mut waited = false;
             poll_fn(|cx| {
                 if std::mem::replace(&mut waited, true) {

@@ -1,10 +1,13 @@
 //! What a shard and a topic may be told.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::acks::Ack;
 use super::errors::OpenError;
+use super::journal::JournalConfig;
 use crate::log::LogConfig;
 use crate::transfer::{Egress, Ingress};
 
@@ -25,6 +28,10 @@ pub struct ShardConfig {
     pub arena_bytes_max: u64,
     /// Of that, what the tail caches of all partitions may hold.
     pub tail_cache_bytes_max: usize,
+    /// Where appends that must be durable are safe first.
+    pub commit: Commit,
+    /// The journal's sizes.
+    pub journal: JournalConfig,
     /// How often retention is looked at.
     pub retention_interval: Duration,
     /// This node's number, where the data directory does not know one yet.
@@ -32,6 +39,36 @@ pub struct ShardConfig {
     /// A mistake made on purpose, for the tests that must catch it.
     #[doc(hidden)]
     pub mutant: Mutant,
+}
+
+/// Where appends that must be durable are safe first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commit {
+    /// Small ones in the shard's journal, one flush for all partitions; large ones in their segments.
+    Journal,
+    /// In their segments, one flush for each.
+    Files,
+}
+
+impl fmt::Display for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Commit::Journal => "journal",
+            Commit::Files => "files",
+        })
+    }
+}
+
+impl FromStr for Commit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Commit, String> {
+        match text {
+            "journal" => Ok(Commit::Journal),
+            "files" => Ok(Commit::Files),
+            other => Err(format!("\"{other}\" is no way to commit; there are journal and files")),
+        }
+    }
 }
 
 /// A mistake made on purpose: tests that could not catch these would prove nothing.
@@ -45,6 +82,8 @@ pub enum Mutant {
     SkipFlush,
     /// Calls written what has only been submitted.
     EarlyWatermark,
+    /// Writes over a journal file whose bytes are not in segments yet.
+    EarlyReuse,
 }
 
 impl ShardConfig {
@@ -59,6 +98,8 @@ impl ShardConfig {
             topic_defaults: TopicConfig::default(),
             arena_bytes_max: 512 << 20,
             tail_cache_bytes_max: 64 << 20,
+            commit: Commit::Files,
+            journal: JournalConfig::default(),
             retention_interval: Duration::from_secs(300),
             node_id: 0,
             mutant: Mutant::None,
@@ -67,6 +108,7 @@ impl ShardConfig {
 
     /// Whether it may be as it is.
     pub(super) fn check(&self) -> Result<(), OpenError> {
+        self.journal.check().map_err(OpenError::Refused)?;
         match self.ingress.checks_payload() || self.trusted_producers {
             true => Ok(()),
             false => Err(OpenError::Refused(format!(

@@ -18,6 +18,7 @@ use super::errors::OpenError;
 use super::lanes::{Letter, mailbox_capacity};
 use super::partition::partition_dir;
 use super::placement::VIRTUAL_SHARDS;
+use super::replay::FoundJournals;
 use super::reserve_file::{Reserve, is_full};
 use super::topics::{METADATA_FILE, PARTITIONS_MAX, REGISTRY_FILE, TopicPlan};
 use crate::log::{
@@ -47,6 +48,8 @@ pub struct Node {
     pub(super) topics: Vec<TopicPlan>,
     mailboxes: Box<[Mailbox<Letter>]>,
     checkpoint_noticed: AtomicBool,
+    /// What the journals of an earlier start hold.
+    pub(super) journals: FoundJournals,
     pub(super) reserve: Reserve,
     /// Given up when the last shard is gone: until then no other process touches the directory.
     _lock: DirLock,
@@ -113,6 +116,7 @@ impl Node {
         let points = checkpoint(ring, &dir, RECOVERY_POINTS_FILE).await?;
         let starts = checkpoint(ring, &dir, LOG_STARTS_FILE).await?;
         let (stored, mut registry) = registry(ring, &dir, &config.topic_defaults).await?;
+        let journals = FoundJournals::read(ring, &dir, identity.directory_id).await?;
         // From here on the directory counts as in use: what comes next is recovered unless it stops cleanly.
         ring.remove(&dir.join(CLEAN_MARK_FILE)).await?;
         for entry in registry.topics.iter().filter(|t| t.state == TopicState::Deleting) {
@@ -158,6 +162,7 @@ impl Node {
             topics,
             mailboxes,
             checkpoint_noticed,
+            journals,
             reserve,
             _lock: lock,
         }))

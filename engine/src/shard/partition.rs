@@ -15,7 +15,9 @@ use super::board::Board;
 use super::config::{Timestamps, TopicConfig};
 use super::errors::{AppendError, TruncateError};
 use super::files::Files;
+use super::journal::LastFrame;
 use super::owed::Owed;
+use super::reach::Reach;
 use super::shard::Common;
 use super::splicing::Splicing;
 use super::stages::Stage;
@@ -53,6 +55,12 @@ pub(super) struct Inner {
     pub hindrance: RefCell<Option<AppendError>>,
     pub owed: Owed,
     pub splicing: Splicing,
+    pub reach: RefCell<Reach>,
+    /// It waits for the journal's next round.
+    pub enlisted: Cell<bool>,
+    pub last_frame: Cell<LastFrame>,
+    /// What the journal holds of it shall count no more.
+    pub void_wanted: Cell<bool>,
     /// The last time that was stamped on a batch.
     append_time: Cell<Timestamp>,
     /// Counts truncations: a ticket of an older generation is void.
@@ -116,6 +124,10 @@ impl Partition {
             hindrance: RefCell::new(None),
             owed: Owed::default(),
             splicing: Splicing::default(),
+            reach: RefCell::new(Reach::new(end)),
+            enlisted: Cell::new(false),
+            last_frame: Cell::default(),
+            void_wanted: Cell::new(false),
             append_time: Cell::new(largest),
             generation: Cell::new(0),
             sync_wanted: Cell::new(Offset(0)),
@@ -141,7 +153,8 @@ impl Partition {
     /// Shows other shards where it stands.
     pub(super) fn show(&self) {
         let log = self.0.log.borrow();
-        self.board().show(log.epoch(), &log.watermarks().marks());
+        let recovery_point = self.0.reach.borrow().stored_durable().offset;
+        self.board().show(log.epoch(), &log.watermarks().marks(), recovery_point);
     }
 
     fn board(&self) -> &Board {
@@ -391,6 +404,10 @@ impl Partition {
         if ack == Ack::Durable {
             self.0.sync_wanted.set(self.0.sync_wanted.get().max(placement.end.offset));
         }
+        match self.0.common.takes_to_journal(bytes, ack) {
+            true => self.0.common.journal.enlist(self),
+            false => self.0.reach.borrow_mut().go_direct(placement.end),
+        }
         self.show();
         self.wake_task();
         Ticket {
@@ -441,6 +458,7 @@ impl Partition {
             return Err(TruncateError::OutOfRange { to, log_start, log_end });
         }
         let at = self.boundary_at(to, marks.log_end).await?;
+        self.void_journaled().await?;
         self.cut_file(at).await?;
         let cut = self.0.log.borrow_mut().truncate_to(at);
         self.moved(&cut.removed_segments);
@@ -485,6 +503,7 @@ impl Partition {
         turn.comes().await;
         let _cutting = Cutting::new(self);
         self.quiesce().await?;
+        self.void_journaled().await?;
         let removed = self.0.log.borrow_mut().reset_to(offset);
         self.moved(&removed);
         // Kept aside under their names until gone: the new segment may bear the name of an old one.
@@ -511,7 +530,8 @@ impl Partition {
 
     /// Moves the log start in memory; says which segments are below it. Their files are still there.
     pub(super) fn move_log_start(&self, to: Offset) -> Result<Vec<Offset>, TruncateError> {
-        let moved = self.0.log.borrow_mut().advance_log_start(to);
+        let stored = self.0.reach.borrow().stored_durable().offset;
+        let moved = self.0.log.borrow_mut().advance_log_start(to, stored);
         let removed = moved.map_err(|_| {
             let marks = self.marks();
             TruncateError::OutOfRange { to, log_start: marks.log_start, log_end: marks.high_watermark.offset }
@@ -554,6 +574,7 @@ impl Partition {
         *self.0.staged.borrow_mut() = Staged::new(self.0.common.config.ingress, end);
         self.0.owed.torn.replace(None); // It goes with what is cut.
         self.0.splicing.forget();
+        self.0.reach.replace(Reach::new(end));
         self.0.unwritten_bytes.set(0);
         self.0.sync_wanted.set(self.0.sync_wanted.get().min(end.offset));
         self.0.checkpointed.set(end);
@@ -573,11 +594,12 @@ impl Partition {
             let marks = self.marks();
             let busy =
                 self.0.unit_under_way.get() || self.0.flush_under_way.get() || self.0.chore_under_way.get();
-            if marks.durable == marks.log_end && !busy {
+            if self.0.reach.borrow().is_settled(marks.log_end) && !busy {
                 return Ok(());
             }
             self.0.sync_wanted.set(marks.log_end.offset);
-            self.wake_task();
+            self.0.reach.borrow_mut().want_stored(marks.log_end.offset, true);
+            self.go_direct();
             let mut waited = false;
             std::future::poll_fn(|cx| {
                 if std::mem::replace(&mut waited, true) {
@@ -698,7 +720,7 @@ impl Partition {
             "{} was removed by somebody else while in use, with what was written up to position {}; offsets {durable} \
              to {end} are promised to nobody",
             path.display(),
-            marks.written.position
+            self.0.reach.borrow().stored().position
         ));
     }
 

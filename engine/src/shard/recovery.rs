@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::errors::OpenError;
 use super::files::Files;
 use super::partition::{EPOCHS_FILE, Partition};
+use super::replay;
 use super::reserve_file::is_full;
 use super::shard::Common;
 use super::topics::{METADATA_FILE, TopicPlan};
@@ -14,7 +15,7 @@ use crate::log::{
     EpochCache, EpochOwner, Ext, Log, OffsetIndex, PartitionMetadata, RecoveryStart, RecoveryWalk, Segment,
     Tail, TimeIndex, WalkOutcome, parse_segment_file_name, segment_file_name,
 };
-use crate::sys::{OpenOptions, is_passing};
+use crate::sys::{OpenOptions, Ring, is_passing};
 use crate::types::{Offset, Position};
 
 /// Bytes behind a torn tail that are kept aside.
@@ -40,14 +41,10 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
         // A copy of what the registry says.
         unless_full(common.replace_at_need(&metadata, text.into_bytes()).await)?;
     }
-    let mut bases = Vec::new();
-    for entry in ring.list(&start.dir).await? {
-        if let Some((base, Ext::Log)) = parse_segment_file_name(&entry.name.to_string_lossy()) {
-            bases.push((base, entry.bytes));
-        }
-    }
-    bases.sort_unstable();
     let mut epochs = read_epochs(common, &start).await?;
+    let recovery_point = replay::replay(ring, &common.node, &start, &epochs).await?;
+    let start = Start { recovery_point, ..start };
+    let bases = segment_bases(ring, &start.dir).await?;
     let mut segments: Vec<Segment> = Vec::new();
     let (mut fenced, mut believed, mut uncut) = (Vec::new(), Vec::new(), None);
     for (position, &(base, bytes)) in bases.iter().enumerate() {
@@ -60,7 +57,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
             believed.push(base);
             continue;
         }
-        let outcome = walk(common, &start, base, next_base, bytes, &epochs).await?;
+        let outcome = walk(ring, &start, base, next_base, bytes, &epochs).await?;
         for &(epoch, offset) in &outcome.epochs {
             if epochs.latest().is_none_or(|latest| epoch > latest) {
                 epochs.assign(epoch, offset);
@@ -144,6 +141,18 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
     Ok(partition)
 }
 
+/// The segments in a partition's directory: their bases, ascending, and the sizes of their files.
+pub(super) async fn segment_bases(ring: &Ring, dir: &Path) -> io::Result<Vec<(Offset, u64)>> {
+    let mut bases = Vec::new();
+    for entry in ring.list(dir).await? {
+        if let Some((base, Ext::Log)) = parse_segment_file_name(&entry.name.to_string_lossy()) {
+            bases.push((base, entry.bytes));
+        }
+    }
+    bases.sort_unstable();
+    Ok(bases)
+}
+
 /// Whether it was done: without room on the disk it is left for later, and everything is served that is there.
 fn unless_full(done: io::Result<()>) -> io::Result<bool> {
     match done {
@@ -199,8 +208,8 @@ async fn trusted(
     }
 }
 
-async fn walk(
-    common: &Rc<Common>,
+pub(super) async fn walk(
+    ring: &Ring,
     start: &Start<'_>,
     base: Offset,
     next_base: Option<Offset>,
@@ -208,7 +217,7 @@ async fn walk(
     epochs: &EpochCache,
 ) -> Result<WalkOutcome, OpenError> {
     let path = start.dir.join(segment_file_name(base, Ext::Log));
-    let file = common.ring.open(&path, OpenOptions::default()).await?;
+    let file = ring.open(&path, OpenOptions::default()).await?;
     let mut walk = RecoveryWalk::new(RecoveryStart {
         segment: Segment::new(base, &start.plan.config.log),
         next_base,
@@ -219,9 +228,9 @@ async fn walk(
         file_bytes: bytes,
     });
     while let Some((position, length)) = walk.wants() {
-        let mut into = common.ring.lease(length).await?;
+        let mut into = ring.lease(length).await?;
         drop(into.split_off(length));
-        let (read, into) = common.ring.read(&file, position.0, into).await;
+        let (read, into) = ring.read(&file, position.0, into).await;
         walk.feed(&into[..read.map_err(|e| unreadable(&path, position, &e))?]);
     }
     Ok(walk.finish())

@@ -10,14 +10,18 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::Poll;
 
+use super::acks::Ack;
 use super::checkpoints;
+use super::config::Commit;
 use super::config::ShardConfig;
 use super::errors::OpenError;
+use super::journal::{self, Journal, JournalCounters};
 use super::lanes::{self, Answer, Call, LaneCounters, Lanes, Work};
 use super::maps::Maps;
 use super::node::{Identity, Node};
 use super::partition::{Inner as PartitionInner, Partition, partition_dir};
 use super::recovery;
+use super::replay;
 use super::retention;
 use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
@@ -77,6 +81,7 @@ pub(super) struct Common {
     pub transfers: Transfers,
     pub stages: Stages,
     pub maps: Maps,
+    pub journal: Journal,
     pub partitions: RefCell<Vec<Weak<PartitionInner>>>,
     pub cached_bytes: Cell<usize>,
     pub checkpoint_due: Cell<bool>,
@@ -113,6 +118,8 @@ pub struct ShardCounters {
     pub ingress_fallback_bytes: u64,
     /// Between this shard and others.
     pub lanes: LaneCounters,
+    /// By its journal.
+    pub journal: JournalCounters,
 }
 
 impl Shard {
@@ -147,6 +154,8 @@ impl Shard {
                 config.ingress
             )));
         }
+        // What is not staged in memory of ours is in no memory that a segment could be written from later.
+        let journals = config.commit == Commit::Journal && config.ingress.is_direct();
         let common = Rc::new(Common {
             ring: ring.clone(),
             id,
@@ -156,6 +165,7 @@ impl Shard {
             transfers: Transfers::default(),
             stages: Stages::default(),
             maps: Maps::default(),
+            journal: Journal::new(journals),
             partitions: RefCell::new(Vec::new()),
             cached_bytes: Cell::new(0),
             checkpoint_due: Cell::new(id == ShardId(0)),
@@ -202,7 +212,7 @@ impl Shard {
                     plan,
                     index,
                     dir: partition_dir(&shard.config().data_dir, &plan.name, index),
-                    recovery_point: board.durable(),
+                    recovery_point: board.recovery_point(),
                     log_start: board.log_start(),
                     clean: node.clean,
                 };
@@ -218,6 +228,11 @@ impl Shard {
             }
             let topic = shard.topic_of(plan, partitions);
             shard.enter_topic(&topic);
+        }
+        // Every partition that was in a journal is in its segments now.
+        replay::leave(ring, &node).await?;
+        if journals {
+            shard.spawn(journal::run(shard.clone()));
         }
         if id == ShardId(0) {
             shard.spawn(checkpoints::run(shard.clone()));
@@ -368,6 +383,7 @@ impl Shard {
             last_block_copied_bytes: common.transfers.last_block_copied_bytes.get(),
             ingress_fallback_bytes: common.transfers.ingress_fallback_bytes.get(),
             lanes: common.lanes.counters(),
+            journal: common.journal.counters(),
         }
     }
 
@@ -435,6 +451,7 @@ impl Shard {
                 }
             }
         }
+        self.0.common.end_journal(failure.is_none()).await?;
         failure.map_or(Ok(()), |why| Err(io::Error::other(why)))
     }
 
@@ -444,6 +461,7 @@ impl Shard {
     /// What the disk said.
     pub async fn seal(&self) -> io::Result<()> {
         self.0.common.write_checkpoints(&self.topics()).await?;
+        self.ring().remove_dir(&self.config().data_dir.join(journal::JOURNAL_DIR)).await?;
         self.0.common.leave_clean_mark().await
     }
 
@@ -470,6 +488,11 @@ impl Common {
     /// Takes the reserve again, if it was given up.
     pub(super) async fn make_reserve(&self) {
         self.node.reserve.make(&self.ring, &self.config.data_dir).await;
+    }
+
+    /// Whether a batch of so many bytes with that promise goes through the journal.
+    pub(super) fn takes_to_journal(&self, bytes: u64, ack: Ack) -> bool {
+        self.journal.takes(bytes, ack, &self.config.journal)
     }
 
     pub(super) fn direct_writes(&self) -> bool {

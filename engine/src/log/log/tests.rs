@@ -116,7 +116,7 @@ impl World {
     fn advance(&mut self, part: u8) {
         let (start, end) = (self.log.log_start(), self.log.high_watermark().offset);
         let to = start.plus(end.since(start) * i64::from(part) / 255);
-        for removed in self.log.advance_log_start(to).unwrap() {
+        for removed in self.log.advance_log_start(to, Offset(i64::MAX)).unwrap() {
             self.image.remove(&removed).unwrap();
             self.batches.retain(|batch| batch.place.segment != removed);
         }
@@ -435,9 +435,9 @@ fn retention_by_size_and_time() {
     assert_eq!(ask(Some(0), None, 0), Some(bases[3]), "the active segment stays");
     assert_eq!(ask(None, Some(50), 251), Some(bases[2]));
     assert_eq!(ask(None, Some(50), 250), Some(bases[1]), "not older than 50 ms");
-    let removed = world.log.advance_log_start(bases[2]).unwrap();
+    let removed = world.log.advance_log_start(bases[2], Offset(i64::MAX)).unwrap();
     assert_eq!(removed, bases[..2]);
-    assert!(world.log.advance_log_start(Offset(1000)).is_err());
+    assert!(world.log.advance_log_start(Offset(1000), Offset(i64::MAX)).is_err());
 }
 
 #[test]
@@ -448,9 +448,9 @@ fn a_segment_that_is_not_durable_stays_until_it_is() {
     let end = world.log.log_end();
     world.log.set_written(end);
     world.log.set_high_watermark(end);
-    assert_eq!(world.log.advance_log_start(end.offset), Ok(vec![]));
+    assert_eq!(world.log.advance_log_start(end.offset, Offset(i64::MAX)), Ok(vec![]));
     world.log.set_durable(end);
-    assert_eq!(world.log.advance_log_start(end.offset), Ok(vec![Offset(5)]));
+    assert_eq!(world.log.advance_log_start(end.offset, Offset(i64::MAX)), Ok(vec![Offset(5)]));
 }
 
 #[test]

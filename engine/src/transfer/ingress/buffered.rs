@@ -111,7 +111,7 @@ impl Stage {
         self.queue.push_back(Waiting { batch, start, end, accepted: now });
     }
 
-    pub(super) fn take_unit(&mut self) -> Option<WriteUnit> {
+    pub(super) fn take_unit(&mut self, _: LogPoint) -> Option<WriteUnit> {
         let first = self.queue.front()?;
         let (segment, at, accepted) = (first.start.segment, first.start.position, first.accepted);
         let mut gather = self.gather.take().expect("one unit is under way at a time");

@@ -220,8 +220,8 @@ impl Stage {
         }
     }
 
-    pub(super) fn take_unit(&mut self) -> Option<WriteUnit> {
-        let mut unit = self.filled.take_unit()?;
+    pub(super) fn take_unit(&mut self, limit: LogPoint) -> Option<WriteUnit> {
+        let mut unit = self.filled.take_unit(limit)?;
         unit.writes = unit.writes.map(|write| match write {
             Some((at, WriteData::Many(gather))) => Some((at, WriteData::Stored(gather))),
             other => other,

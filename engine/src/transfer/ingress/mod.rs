@@ -146,12 +146,13 @@ macro_rules! strategies {
                 }
             }
 
-            /// What to write next, or `None` when everything is. One unit at a time: the next only after
-            /// [`Staged::finish_unit`].
+            /// What to write next, of batches that end at or below `limit`; `None` when all of them are. One unit at a time:
+            /// the next only after [`Staged::finish_unit`]. A strategy that does not stage takes whatever waits: nothing of
+            /// it waits for longer than its turn.
             #[must_use]
-            pub fn take_unit(&mut self) -> Option<WriteUnit> {
+            pub fn take_unit(&mut self, limit: LogPoint) -> Option<WriteUnit> {
                 match self {
-                    $(Staged::$variant(stage) => stage.take_unit(),)*
+                    $(Staged::$variant(stage) => stage.take_unit(limit),)*
                 }
             }
 

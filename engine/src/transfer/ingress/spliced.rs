@@ -101,8 +101,8 @@ impl Stage {
         self.0.accept(batch, start, end, now)
     }
 
-    pub(super) fn take_unit(&mut self) -> Option<WriteUnit> {
-        self.0.take_unit()
+    pub(super) fn take_unit(&mut self, limit: LogPoint) -> Option<WriteUnit> {
+        self.0.take_unit(limit)
     }
 
     pub(super) fn finish_unit(&mut self, unit: WriteUnit) {
@@ -247,7 +247,7 @@ mod tests {
             stage.accept(lease(70), point(50_100, 2), point(50_170, 3), main.now());
             stage.accept(lease(30), point(50_170, 3), point(50_200, 4), main.now());
             let mut units = Vec::new();
-            while let Some(unit) = stage.take_unit() {
+            while let Some(unit) = stage.take_unit(LogPoint::BEYOND) {
                 let (at, data) = unit.writes[0].as_ref().unwrap();
                 assert!(unit.writes[1].is_none());
                 units.push((at.0, data.bytes(), unit.end));

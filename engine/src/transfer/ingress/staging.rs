@@ -275,10 +275,15 @@ impl Stage {
         batch.len() as u64
     }
 
-    pub(super) fn take_unit(&mut self) -> Option<WriteUnit> {
+    pub(super) fn take_unit(&mut self, limit: LogPoint) -> Option<WriteUnit> {
         assert!(self.under_way.is_none(), "one unit is under way at a time");
         let &(first_end, accepted) = self.ends.front()?;
+        if first_end.offset > limit.offset {
+            return None;
+        }
         let segment = first_end.segment;
+        // Beyond that the rest waits.
+        let limit = if limit.segment == segment { limit.position } else { Position(u64::MAX) };
         let written = if self.written.0 == segment { self.written.1 } else { Position(0) };
         // The staged end within this segment: the rest waits for a unit of its own.
         let last_end =
@@ -289,8 +294,9 @@ impl Stage {
         // This block is on disk already, in part: it goes out by itself.
         let shared = (from < written).then(|| from.plus(BLOCK));
         let first = self.blocks.partition_point(|b| (b.segment, b.end()) <= (segment, from));
-        for block in self.blocks.iter().skip(first).take_while(|b| b.segment == segment) {
-            let whole_end = Position(block.end().0 / BLOCK * BLOCK);
+        for block in self.blocks.iter().skip(first).take_while(|b| b.segment == segment && b.at < limit) {
+            let block_end = block.end().min(limit);
+            let whole_end = Position(block_end.0 / BLOCK * BLOCK);
             if count == writes.len() - 1 {
                 break;
             }
@@ -310,13 +316,13 @@ impl Stage {
                 count += 1;
                 reached = whole_end;
             }
-            if block.end() > whole_end {
+            if block_end > whole_end {
                 // The block that the segment's bytes end in, as a copy.
                 let copy = self.last_block.take().expect("asked for before any batch was accepted");
-                copied_bytes = block.end().since(whole_end);
+                copied_bytes = block_end.since(whole_end);
                 writes[count] =
-                    Some((whole_end, WriteData::One(block_copy(copy, &block.slice(whole_end, block.end())))));
-                reached = block.end();
+                    Some((whole_end, WriteData::One(block_copy(copy, &block.slice(whole_end, block_end)))));
+                reached = block_end;
                 break;
             }
         }

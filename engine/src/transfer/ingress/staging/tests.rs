@@ -51,6 +51,7 @@ struct Model {
     end: LogPoint,
     slot: Option<(Slot, usize)>,
     under_way: Option<WriteUnit>,
+    writes: usize,
 }
 
 impl Model {
@@ -62,7 +63,7 @@ impl Model {
         let log = content(end.segment, 0, bytes);
         let segment = Segment { file: log.clone(), log, promised: 0 };
         let segments = BTreeMap::from([(end.segment, segment)]);
-        Model { world, ring, stage: Stage::new(end), segments, end, slot: None, under_way: None }
+        Model { world, ring, stage: Stage::new(end), segments, end, slot: None, under_way: None, writes: 0 }
     }
 
     fn apply(&mut self, op: &Op) {
@@ -146,7 +147,14 @@ impl Model {
             each_write(&unit, |at, bytes| file[at..at + bytes.len()].copy_from_slice(bytes));
             self.stage.finish_unit(unit);
             while self.stage.evict_oldest() {}
-        } else if let Some(unit) = self.stage.take_unit() {
+        } else if let Some(unit) = {
+            // Some of what waits, or all of it.
+            self.writes += 1;
+            let ends = self.stage.ends.len();
+            let limit =
+                if ends > 0 { self.stage.ends[self.writes * 7 / 4 % ends].0 } else { LogPoint::BEYOND };
+            self.stage.take_unit(limit)
+        } {
             let (_, reached) = self.stage.under_way.unwrap();
             assert_eq!(unit.copied_bytes, reached.0 % BLOCK, "copied of a unit that ends at {reached}");
             let Segment { file, promised, .. } = self.segments.get_mut(&unit.segment).unwrap();
@@ -207,7 +215,7 @@ fn a_unit_that_ends_inside_a_batch_lets_go_of_no_byte_that_the_file_does_not_hol
         model.apply(op);
         model.check();
     }
-    assert!(model.stage.take_unit().is_none() && model.under_way.is_none(), "all is written");
+    assert!(model.stage.take_unit(LogPoint::BEYOND).is_none() && model.under_way.is_none(), "all is written");
     assert_eq!(model.stage.blocks.len(), 1, "only the block that the log ends in is kept");
 }
 

@@ -1,0 +1,312 @@
+//! What a crash left in the journals, and bringing it to the segments it is for.
+//!
+//! Shard 0 reads the journals of all shards, as many as there were; every shard then replays what is its own partitions',
+//! before it looks at their segments. Only what continues the log is written, at the very place where it would have gone:
+//! so it does not matter how often that is done, or where a crash in the middle of it left off. The old journals are removed
+//! when every shard is through, and nothing is served before.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use super::errors::OpenError;
+use super::journal::JOURNAL_DIR;
+use super::node::Node;
+use super::recovery::{Start, segment_bases, walk};
+use crate::log::{
+    EpochCache, Ext, FoundFrame, FrameKind, JOURNAL_BLOCK, JournalFile, JournalScan, LogPoint, ScannedFile,
+    Tail, segment_file_name,
+};
+use crate::sys::{File, OpenOptions, Ring};
+use crate::types::{Offset, PartitionId, Position, TopicId};
+
+/// What the journals of earlier starts hold that is not known to be in segments.
+#[derive(Default)]
+pub(super) struct FoundJournals {
+    /// The number of this start.
+    pub start: u64,
+    files: Vec<PathBuf>,
+    /// Of each partition, oldest first.
+    frames: BTreeMap<PartitionId, Vec<Found>>,
+    /// Shards that have brought their partitions' to segments.
+    through: AtomicU16,
+}
+
+/// A frame that was found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    pub frame: FoundFrame,
+    /// Which of the files it is in.
+    file: usize,
+    /// Whether it is of the last unit that its shard wrote: one that cannot be read was promised to nobody, perhaps.
+    last: bool,
+}
+
+impl FoundJournals {
+    /// Reads the journals of the data directory `dir`.
+    pub(super) async fn read(
+        ring: &Ring,
+        dir: &Path,
+        directory: TopicId,
+    ) -> Result<FoundJournals, OpenError> {
+        let dir = dir.join(JOURNAL_DIR);
+        let mut found = FoundJournals { start: 1, ..FoundJournals::default() };
+        let mut scanned = Vec::new();
+        for entry in ring.list(&dir).await.unwrap_or_default() {
+            let path = dir.join(&entry.name);
+            match scan(ring, &path, entry.bytes).await? {
+                Some(file) if file.file.directory == directory => {
+                    found.start = found.start.max(file.file.start + 1);
+                    scanned.push((found.files.len(), file));
+                }
+                Some(_) => {
+                    tracing::warn!("{}: a journal of another data directory: not used", path.display())
+                }
+                // One that was made and not begun.
+                None => {}
+            }
+            found.files.push(path);
+        }
+        // The order in which they were used: numbers go up within a start, and a unit's number with them.
+        scanned.sort_by_key(|(_, file)| (file.file.start, file.file.shard, file.file.number));
+        for (index, (place, file)) in scanned.iter().enumerate() {
+            let same = |other: &&(usize, ScannedFile)| {
+                (other.1.file.start, other.1.file.shard) == (file.file.start, file.file.shard)
+            };
+            let newer = scanned[index + 1..].iter().take_while(same).flat_map(|(_, f)| &f.units).max();
+            let last_unit = newer.or(file.units.iter().max()).copied();
+            found.report(&dir, *place, file, last_unit);
+            for &frame in &file.frames {
+                let list = found.frames.entry(frame.frame.partition).or_default();
+                if frame.frame.kind == FrameKind::Void && frame.sound {
+                    list.clear();
+                    continue;
+                }
+                list.push(Found { frame, file: *place, last: Some(frame.sequence) == last_unit });
+            }
+        }
+        if !found.frames.is_empty() {
+            let (partitions, files) = (found.frames.len(), found.files.len());
+            tracing::info!("journals of an unclean stop: {files} files, frames of {partitions} partitions");
+        }
+        Ok(found)
+    }
+
+    /// Says which units are missing between those that can be read: not even their partitions are known.
+    fn report(&self, dir: &Path, place: usize, file: &ScannedFile, last_unit: Option<u64>) {
+        let missing =
+            file.units.windows(2).filter(|pair| pair[0] + 1 < pair[1]).map(|pair| pair[0] + 1..pair[1]);
+        for units in missing {
+            tracing::error!(
+                "{}: units {} to {} of the journal cannot be read; partitions that need them say so",
+                self.files[place].display(),
+                units.start,
+                units.end - 1
+            );
+        }
+        for unit in file.nameless.iter().filter(|unit| Some(**unit) != last_unit) {
+            let (dir, shard) = (dir.display(), file.file.shard);
+            tracing::error!("{dir}: unit {unit} of shard {shard} cannot be read to its end");
+        }
+    }
+
+    /// What is left of a partition, oldest first.
+    pub(super) fn of(&self, partition: PartitionId) -> &[Found] {
+        self.frames.get(&partition).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// What a file holds; nothing if it was never begun.
+async fn scan(ring: &Ring, path: &Path, bytes: u64) -> Result<Option<ScannedFile>, OpenError> {
+    let file = ring.open(path, OpenOptions::default()).await?;
+    let head = read(ring, &file, path, 0, JOURNAL_BLOCK).await?;
+    let Some(head) = JournalFile::decode(&head) else { return Ok(None) };
+    let mut scan = JournalScan::new(head, bytes);
+    while let Some((at, length)) = scan.wants() {
+        scan.feed(&read(ring, &file, path, at, length).await?);
+    }
+    Ok(Some(scan.finish()))
+}
+
+/// Reads so many bytes, or up to the end of the file.
+async fn read(ring: &Ring, file: &File, path: &Path, at: u64, bytes: usize) -> io::Result<crate::sys::Lease> {
+    let mut left = ring.lease(bytes).await?;
+    drop(left.split_off(bytes));
+    let mut filled = left.split_to(0);
+    while !left.is_empty() {
+        let from = at + filled.len() as u64;
+        let (read, rest) = ring.read(file, from, left).await;
+        left = rest;
+        let explain = |e: io::Error| {
+            io::Error::new(e.kind(), format!("reading {} at position {from}: {e}", path.display()))
+        };
+        match read.map_err(explain)? {
+            0 => break,
+            n => filled.unsplit(left.split_to(n)),
+        }
+    }
+    Ok(filled.freeze())
+}
+
+/// This shard's partitions need the old journals no more. They are removed by the last shard of which that is so.
+pub(super) async fn leave(ring: &Ring, node: &Node) -> io::Result<()> {
+    let through = node.journals.through.fetch_add(1, Ordering::AcqRel) + 1;
+    if through < node.shards() {
+        return Ok(());
+    }
+    for path in &node.journals.files {
+        ring.remove(path).await?;
+    }
+    Ok(())
+}
+
+/// Writes to a partition's segments what the journals hold of it beyond their end. Up to where everything must be there
+/// comes back: where frames are missing between others, the segments have a hole that is to be fenced.
+pub(super) async fn replay(
+    ring: &Ring,
+    node: &Node,
+    start: &Start<'_>,
+    epochs: &EpochCache,
+) -> Result<Offset, OpenError> {
+    let found = node.journals.of(PartitionId { topic: start.plan.id, index: start.index });
+    let mut recovery_point = start.recovery_point;
+    if found.is_empty() {
+        return Ok(recovery_point);
+    }
+    // Segments may go on behind what a frame brings, and frames behind that: as long as there is something new.
+    let mut last = None;
+    loop {
+        let reach = end_of_segments(ring, start, epochs).await?;
+        if last == Some(reach) {
+            return Ok(recovery_point);
+        }
+        last = Some(reach);
+        let mut replay = Replay { ring, node, start, epochs, reach, files: BTreeMap::new() };
+        for one in found {
+            replay.apply(one, &mut recovery_point).await?;
+        }
+        if !replay.sync().await? {
+            return Ok(recovery_point);
+        }
+    }
+}
+
+struct Replay<'a> {
+    ring: &'a Ring,
+    node: &'a Node,
+    start: &'a Start<'a>,
+    epochs: &'a EpochCache,
+    /// Up to where the segments hold everything.
+    reach: LogPoint,
+    /// Segments that were written to.
+    files: BTreeMap<Offset, File>,
+}
+
+impl Replay<'_> {
+    async fn apply(&mut self, found: &Found, recovery_point: &mut Offset) -> Result<(), OpenError> {
+        let FoundFrame { frame, sound, at, .. } = found.frame;
+        let (dir, path) = (self.start.dir.display(), &self.node.journals.files[found.file]);
+        if frame.next_offset <= self.reach.offset || self.epochs.epoch_at(frame.from.offset) > frame.epoch {
+            return Ok(()); // The segments have it, or it was cut from the log since.
+        }
+        let (from, to) = (self.reach.offset.max(frame.from.offset), frame.next_offset);
+        if !sound {
+            if !found.last {
+                tracing::error!("{dir}: offsets {from} to {to} cannot be read in {} at {at}", path.display());
+            }
+            return Ok(());
+        }
+        if frame.from.offset > self.reach.offset {
+            if frame.after > self.reach.offset {
+                return Ok(()); // What lies between was never promised, so nor was this.
+            }
+            let (lost, next) = (self.reach.offset, frame.from.offset);
+            tracing::error!(
+                "{dir}: offsets {lost} to {next} are in no segment, and in no part of the journal that can be read"
+            );
+            *recovery_point = (*recovery_point).max(frame.next_offset);
+        } else if frame.from.offset == self.reach.offset && !continues(self.reach, frame.from) {
+            let reach = self.reach;
+            tracing::error!(
+                "{dir}: the journal has offset {from} at {:?}, the log ends at {reach:?}",
+                frame.from
+            );
+            return Ok(());
+        }
+        let journal = self.ring.open(path, OpenOptions::default()).await?;
+        let bytes = read(self.ring, &journal, path, at, frame.bytes as usize).await?;
+        if bytes.len() < frame.bytes as usize {
+            return Err(io::Error::other(format!("{} became shorter", path.display())).into());
+        }
+        self.write(frame.from, bytes).await?;
+        self.reach = frame.end();
+        Ok(())
+    }
+
+    async fn write(&mut self, at: LogPoint, bytes: crate::sys::Lease) -> io::Result<()> {
+        let path = self.start.dir.join(segment_file_name(at.segment, Ext::Log));
+        if !self.files.contains_key(&at.segment) {
+            // One that has indexes would be believed to end where it ended.
+            for ext in [Ext::Index, Ext::TimeIndex] {
+                self.ring.remove(&self.start.dir.join(segment_file_name(at.segment, ext))).await?;
+            }
+            let options = OpenOptions { create: true, write: true, direct: false };
+            self.files.insert(at.segment, self.ring.open(&path, options).await?);
+        }
+        let (file, mut position, mut bytes) = (&self.files[&at.segment], at.position.0, bytes);
+        while !bytes.is_empty() {
+            let length = bytes.len();
+            let (written, lease) = self.ring.write(file, position, bytes).await;
+            match written? {
+                0 => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::WriteZero,
+                        format!("{}: nothing was written at position {position}", path.display()),
+                    ));
+                }
+                n => {
+                    position += n as u64;
+                    bytes = lease.slice(n..length);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether anything was written.
+    async fn sync(&self) -> io::Result<bool> {
+        for file in self.files.values() {
+            self.ring.sync(file).await?;
+        }
+        if !self.files.is_empty() {
+            self.ring.sync_dir(&self.start.dir).await?;
+        }
+        Ok(!self.files.is_empty())
+    }
+}
+
+/// Whether `next` is where a log that ends at `end` goes on.
+fn continues(end: LogPoint, next: LogPoint) -> bool {
+    next == end || (next.segment == next.offset && next.position == Position(0))
+}
+
+/// Up to where the segments hold whole batches one behind the other.
+async fn end_of_segments(ring: &Ring, start: &Start<'_>, epochs: &EpochCache) -> Result<LogPoint, OpenError> {
+    let begin = start.log_start;
+    let mut end = LogPoint { offset: begin, segment: begin, position: Position(0) };
+    let bases = segment_bases(ring, &start.dir).await?;
+    for (position, &(base, bytes)) in bases.iter().enumerate() {
+        let next_base = bases.get(position + 1).map(|next| next.0);
+        if next_base.is_some_and(|next| next <= start.recovery_point) {
+            continue;
+        }
+        let outcome = walk(ring, start, base, next_base, bytes, epochs).await?;
+        end = LogPoint { offset: outcome.next_offset, segment: base, position: outcome.segment.end };
+        let torn = matches!(outcome.tail, Tail::Torn { .. });
+        if torn || next_base.is_some_and(|next| end.offset < next) {
+            break;
+        }
+    }
+    Ok(end)
+}
