@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
+use ringlog::shard::{Commit, JournalConfig};
 use ringlog::sys::{Flushes, topology};
 use ringlog::{Ack, Egress, Engine, EngineConfig, Ingress, TopicConfig, block_on};
 use ringlog_broker::{BrokerConfig, start};
@@ -48,6 +49,13 @@ struct Serve {
     /// What an append waits for unless its topic says otherwise: memory, written, durable.
     #[arg(long, default_value_t = Ack::Durable)]
     ack: Ack,
+    /// Where appends that must be durable are safe first: journal (small ones of all partitions in one file of the shard,
+    /// one flush for all) or files (each partition's segment, one flush each).
+    #[arg(long, default_value_t = Commit::Journal)]
+    commit: Commit,
+    /// What one partition may give to one round of the journal, in bytes; with more it goes to its segment directly.
+    #[arg(long, default_value_t = JournalConfig::default().round_bytes_max)]
+    journal_round_bytes: u64,
     /// Partitions of topics that are created without a number.
     #[arg(long, default_value_t = 1)]
     partitions: i32,
@@ -178,6 +186,8 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     config.shard.trusted_producers = told.trusted_producers;
     config.shard.egress = told.egress;
     config.shard.node_id = told.node_id;
+    config.shard.commit = told.commit;
+    config.shard.journal.round_bytes_max = told.journal_round_bytes;
     // Through the names that topics use, so that nonsense is refused in the same words.
     let settings = [
         ("ringlog.ack", told.ack.to_string()),

@@ -405,7 +405,7 @@ impl Partition {
             self.0.sync_wanted.set(self.0.sync_wanted.get().max(placement.end.offset));
         }
         match self.0.common.takes_to_journal(bytes, ack) {
-            true => self.0.common.journal.enlist(self),
+            true => self.0.common.journal.enlist(self, bytes),
             false => self.0.reach.borrow_mut().go_direct(placement.end),
         }
         self.show();

@@ -5,7 +5,7 @@
 //! so it does not matter how often that is done, or where a crash in the middle of it left off. The old journals are removed
 //! when every shard is through, and nothing is served before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -19,7 +19,7 @@ use crate::log::{
     Tail, segment_file_name,
 };
 use crate::sys::{File, OpenOptions, Ring};
-use crate::types::{Offset, PartitionId, Position, TopicId};
+use crate::types::{Offset, PartitionId, Position, ShardId, TopicId};
 
 /// What the journals of earlier starts hold that is not known to be in segments.
 #[derive(Default)]
@@ -39,8 +39,49 @@ pub(super) struct Found {
     pub frame: FoundFrame,
     /// Which of the files it is in.
     file: usize,
-    /// Whether it is of the last unit that its shard wrote: one that cannot be read was promised to nobody, perhaps.
-    last: bool,
+    /// Whether it is of the units that may have been under way when all ended: what of these cannot be read was promised to
+    /// nobody, perhaps, nor was what comes behind it.
+    unsure: bool,
+}
+
+/// The units of one shard since one start.
+#[derive(Default)]
+struct Units {
+    last: u64,
+    /// Those that can be read as a whole.
+    whole: BTreeSet<u64>,
+}
+
+impl Units {
+    fn add(&mut self, file: &ScannedFile) {
+        self.last = self.last.max(file.units.iter().copied().max().unwrap_or(0));
+        let unsound = file.frames.iter().filter(|frame| !frame.sound).map(|frame| frame.sequence);
+        let torn: BTreeSet<u64> = unsound.chain(file.nameless.iter().copied()).collect();
+        self.whole.extend(file.units.iter().filter(|unit| !torn.contains(unit)));
+    }
+
+    /// Two are under way at a time, and nobody is told of the later before the earlier is safe.
+    fn is_unsure(&self, unit: u64) -> bool {
+        let before = self.last.saturating_sub(1);
+        match unit == self.last {
+            true => !self.whole.contains(&unit) || !self.whole.contains(&before),
+            false => unit == before && !self.whole.contains(&unit),
+        }
+    }
+
+    fn report_missing(&self, dir: &Path, start: u64, shard: ShardId) {
+        let whole: Vec<u64> = self.whole.iter().copied().collect();
+        for pair in whole.windows(2).filter(|pair| pair[0] + 1 < pair[1]) {
+            if pair[1] == self.last && pair[0] + 2 == pair[1] {
+                continue; // Under way together with the last.
+            }
+            let (dir, first, last) = (dir.display(), pair[0] + 1, pair[1] - 1);
+            tracing::error!(
+                "{dir}: units {first} to {last} of shard {shard} since start {start} cannot be read; the partitions that \
+                 need them say so"
+            );
+        }
+    }
 }
 
 impl FoundJournals {
@@ -70,20 +111,20 @@ impl FoundJournals {
         }
         // The order in which they were used: numbers go up within a start, and a unit's number with them.
         scanned.sort_by_key(|(_, file)| (file.file.start, file.file.shard, file.file.number));
-        for (index, (place, file)) in scanned.iter().enumerate() {
-            let same = |other: &&(usize, ScannedFile)| {
-                (other.1.file.start, other.1.file.shard) == (file.file.start, file.file.shard)
-            };
-            let newer = scanned[index + 1..].iter().take_while(same).flat_map(|(_, f)| &f.units).max();
-            let last_unit = newer.or(file.units.iter().max()).copied();
-            found.report(&dir, *place, file, last_unit);
+        let mut units: BTreeMap<(u64, ShardId), Units> = BTreeMap::new();
+        for (_, file) in &scanned {
+            units.entry((file.file.start, file.file.shard)).or_default().add(file);
+        }
+        units.iter().for_each(|((start, shard), units)| units.report_missing(&dir, *start, *shard));
+        for (place, file) in &scanned {
+            let units = &units[&(file.file.start, file.file.shard)];
             for &frame in &file.frames {
                 let list = found.frames.entry(frame.frame.partition).or_default();
                 if frame.frame.kind == FrameKind::Void && frame.sound {
                     list.clear();
                     continue;
                 }
-                list.push(Found { frame, file: *place, last: Some(frame.sequence) == last_unit });
+                list.push(Found { frame, file: *place, unsure: units.is_unsure(frame.sequence) });
             }
         }
         if !found.frames.is_empty() {
@@ -91,24 +132,6 @@ impl FoundJournals {
             tracing::info!("journals of an unclean stop: {files} files, frames of {partitions} partitions");
         }
         Ok(found)
-    }
-
-    /// Says which units are missing between those that can be read: not even their partitions are known.
-    fn report(&self, dir: &Path, place: usize, file: &ScannedFile, last_unit: Option<u64>) {
-        let missing =
-            file.units.windows(2).filter(|pair| pair[0] + 1 < pair[1]).map(|pair| pair[0] + 1..pair[1]);
-        for units in missing {
-            tracing::error!(
-                "{}: units {} to {} of the journal cannot be read; partitions that need them say so",
-                self.files[place].display(),
-                units.start,
-                units.end - 1
-            );
-        }
-        for unit in file.nameless.iter().filter(|unit| Some(**unit) != last_unit) {
-            let (dir, shard) = (dir.display(), file.file.shard);
-            tracing::error!("{dir}: unit {unit} of shard {shard} cannot be read to its end");
-        }
     }
 
     /// What is left of a partition, oldest first.
@@ -212,13 +235,13 @@ impl Replay<'_> {
         }
         let (from, to) = (self.reach.offset.max(frame.from.offset), frame.next_offset);
         if !sound {
-            if !found.last {
+            if !found.unsure {
                 tracing::error!("{dir}: offsets {from} to {to} cannot be read in {} at {at}", path.display());
             }
             return Ok(());
         }
         if frame.from.offset > self.reach.offset {
-            if frame.after > self.reach.offset {
+            if frame.after > self.reach.offset || found.unsure {
                 return Ok(()); // What lies between was never promised, so nor was this.
             }
             let (lost, next) = (self.reach.offset, frame.from.offset);

@@ -232,7 +232,7 @@ impl Shard {
         // Every partition that was in a journal is in its segments now.
         replay::leave(ring, &node).await?;
         if journals {
-            shard.spawn(journal::run(shard.clone()));
+            journal::begin(&shard);
         }
         if id == ShardId(0) {
             shard.spawn(checkpoints::run(shard.clone()));
