@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, check_stored};
-use ringlog::shard::FetchError;
+use ringlog::shard::{Commit, FetchError};
 use ringlog::types::{Offset, Timestamp};
 use ringlog::{Ack, Engine, EngineConfig, EngineError, PartitionHandle, TopicConfig, block_on};
 
@@ -35,6 +35,8 @@ impl Home {
     fn open(&self) -> Engine {
         let mut config = EngineConfig::new(self.0.path());
         config.shard.arena_bytes_max = 32 << 20;
+        // The segments are all there is; `journal.rs` has what a journal mends.
+        config.shard.commit = Commit::Files;
         Engine::open(config).unwrap()
     }
 

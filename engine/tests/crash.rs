@@ -4,13 +4,15 @@
 //! completed. After either, what was acknowledged as that safe must be there, and everything that is there must be
 //! a prefix of what was accepted, byte for byte. Builds with a mistake made on purpose must be caught.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, Records, check_produced, check_stored};
-use ringlog::shard::{Ack, Commit, JournalConfig, Mutant, Node, Partition, Shard, ShardConfig, TopicConfig};
+use ringlog::shard::{
+    Ack, AppendError, Commit, JournalConfig, Mutant, Node, Partition, Shard, ShardConfig, TopicConfig,
+};
 use ringlog::sys::sim::{CutKind, DiskImage, Recording, World};
 use ringlog::sys::{LeaseMut, Ring};
 use ringlog::transfer::{Egress, Ingress, Piece};
@@ -33,11 +35,34 @@ struct Accepted {
     epoch: i32,
     value: Vec<u8>,
     acked: Option<(usize, Ack)>,
+    /// The log was cut before the promise was kept.
+    moved: bool,
+}
+
+/// A log that was cut, or begun later, by somebody: between which events, at which offset.
+#[derive(Clone, Copy, Debug)]
+struct Surgery {
+    partition: usize,
+    kind: Operation,
+    at: i64,
+    begun: usize,
+    done: Option<usize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Operation {
+    /// What lay at or beyond the offset is gone.
+    Truncate,
+    /// What lies below it may go.
+    MoveLogStart,
 }
 
 struct Run {
     recording: Recording,
     accepted: Vec<Accepted>,
+    surgeries: Vec<Surgery>,
+    /// Deletions of topics: from when on, and when they were over.
+    deletions: Vec<(String, usize, Option<usize>)>,
     ingress: Ingress,
     commit: Commit,
 }
@@ -58,8 +83,13 @@ fn shard_config(ingress: Ingress, commit: Commit, mutant: Mutant) -> ShardConfig
     config.mutant = mutant;
     config.commit = commit;
     // Small, so that files are used again and again.
-    config.journal =
-        JournalConfig { file_bytes: 64 << 10, files_max: 3, round_bytes_max: 6000, destage_bytes: 12 << 10 };
+    config.journal = JournalConfig {
+        file_bytes: 64 << 10,
+        files_max: 3,
+        batch_bytes_max: 4000,
+        round_bytes_max: 6000,
+        destage_bytes: 12 << 10,
+    };
     config
 }
 
@@ -120,7 +150,10 @@ fn record(seed: u64, mistake: Mistake) -> Run {
     let arena = if mistake == Mistake::ReuseMemory { SCARCE } else { ARENA };
     let rings: Vec<Ring> = (0..shards).map(|_| world.ring(arena)).collect();
     let accepted: Rc<RefCell<Vec<Accepted>>> = Rc::default();
+    let surgeries: Rc<RefCell<Vec<Surgery>>> = Rc::default();
+    let deletions: Rc<RefCell<Vec<(String, usize, Option<usize>)>>> = Rc::default();
     let (main, list, clock) = (rings[0].clone(), accepted.clone(), world.clone());
+    let (cuts, gone) = (surgeries.clone(), deletions.clone());
     let all = rings.clone();
     world.run(&rings.iter().collect::<Vec<_>>(), async move {
         let shards = open(&all, shard_config(ingress, commit, mutant)).await;
@@ -159,13 +192,20 @@ fn record(seed: u64, mistake: Mistake) -> Run {
                         epoch: -1,
                         value,
                         acked: None,
+                        moved: false,
                     });
                     let (list, clock) = (list.clone(), clock.clone());
                     let wait = async move {
-                        let acked = promise.kept().await.unwrap();
+                        let kept = promise.kept().await;
                         let accepted = &mut list.borrow_mut()[place];
-                        (accepted.base_offset, accepted.epoch) = (acked.offset.0, acked.epoch.0);
-                        accepted.acked = Some((clock.disk_events(), acked.reached));
+                        match kept {
+                            Ok(acked) => {
+                                (accepted.base_offset, accepted.epoch) = (acked.offset.0, acked.epoch.0);
+                                accepted.acked = Some((clock.disk_events(), acked.reached));
+                            }
+                            Err(AppendError::Moved) => accepted.moved = true,
+                            Err(error) => panic!("{error}"),
+                        }
                     };
                     // Some wait for their answer, some send on.
                     if random.bool() {
@@ -177,18 +217,99 @@ fn record(seed: u64, mistake: Mistake) -> Run {
                 *left.borrow_mut() -= 1;
             });
         }
-        while *left.borrow() > 0 || list.borrow().iter().any(|a| a.acked.is_none()) {
+        let operating = Rc::new(Cell::new(mistake != Mistake::ReuseMemory));
+        if operating.get() {
+            let work = operate(shards.clone(), clock.clone(), seed, cuts, gone);
+            let operating = operating.clone();
+            main.spawn(async move {
+                work.await;
+                operating.set(false);
+            });
+        }
+        let pending = |accepted: &Accepted| accepted.acked.is_none() && !accepted.moved;
+        while *left.borrow() > 0 || operating.get() || list.borrow().iter().any(pending) {
             main.sleep(Duration::from_millis(1)).await;
         }
     });
     let recording = world.recording();
     let accepted = accepted.borrow().clone();
     rings.iter().for_each(Ring::shut_down);
-    Run { recording, accepted, ingress, commit }
+    let (surgeries, deletions) = (surgeries.borrow().clone(), deletions.borrow().clone());
+    Run { recording, accepted, surgeries, deletions, ingress, commit }
 }
 
-/// Of each partition, its epoch, and its bytes or why they cannot be read.
-type Contents = Vec<(i32, Result<Vec<u8>, String>)>;
+/// Cuts logs, begins them later, makes topics and deletes them, while others append.
+async fn operate(
+    shards: Vec<Shard>,
+    clock: World,
+    seed: u64,
+    surgeries: Rc<RefCell<Vec<Surgery>>>,
+    deletions: Rc<RefCell<Vec<(String, usize, Option<usize>)>>>,
+) {
+    let mut random = fastrand::Rng::with_seed(seed ^ 0x0b5);
+    let ring = shards[0].ring().clone();
+    for round in 0..random.usize(0..5) {
+        ring.sleep(Duration::from_micros(random.u64(..6000))).await;
+        let partition = random.usize(..PARTITIONS);
+        let topic = shards[0].topic(TOPIC).unwrap();
+        let owner = usize::from(topic.owner(partition as i32).0);
+        let there = shards[owner].topic(TOPIC).unwrap().here(partition as i32).unwrap().clone();
+        let marks = there.marks();
+        let between = random.i64(marks.log_start.0..=marks.high_watermark.offset.0);
+        let mut note = Surgery {
+            partition,
+            kind: Operation::Truncate,
+            at: between,
+            begun: clock.disk_events(),
+            done: None,
+        };
+        let place = surgeries.borrow().len();
+        match random.u8(..3) {
+            0 => {
+                surgeries.borrow_mut().push(note);
+                let at = there.truncate_to(Offset(between)).await.unwrap();
+                surgeries.borrow_mut()[place].at = at.0;
+                surgeries.borrow_mut()[place].done = Some(clock.disk_events());
+            }
+            1 => {
+                note.kind = Operation::MoveLogStart;
+                surgeries.borrow_mut().push(note);
+                there.advance_log_start(Offset(between)).await.unwrap();
+                surgeries.borrow_mut()[place].done = Some(clock.disk_events());
+            }
+            _ => {
+                let name = format!("victim-{round}");
+                let config = TopicConfig::default();
+                shards[0].create_topic(&name, 2, config).await.unwrap();
+                let victim = shards[0].topic(&name).unwrap();
+                let bytes = batch(name.as_bytes());
+                for index in 0..2 {
+                    let mut lease = ring.lease(bytes.len()).await.unwrap();
+                    drop(lease.split_off(bytes.len()));
+                    lease.copy_from_slice(&bytes);
+                    let header = check_produced(&bytes).unwrap();
+                    let route = shards[0].route(&victim, index).unwrap();
+                    let promise = route.append(lease, header, Some(Ack::Durable), ring.now()).await.unwrap();
+                    if random.bool() {
+                        promise.kept().await.unwrap();
+                    }
+                }
+                drop(victim);
+                let place = deletions.borrow().len();
+                deletions.borrow_mut().push((name.clone(), clock.disk_events(), None));
+                shards[0].delete_topic(&name).await.unwrap();
+                deletions.borrow_mut()[place].2 = Some(clock.disk_events());
+            }
+        }
+    }
+}
+
+/// What a start found.
+struct Contents {
+    /// Of each partition, its epoch, its log start, and its bytes or why they cannot be read.
+    partitions: Vec<(i32, i64, Result<Vec<u8>, String>)>,
+    topics: Vec<String>,
+}
 
 /// Opens what a cut left and reads everything. Gives the image's successor world's recording, for a second cut.
 fn reopen(image: DiskImage, seed: u64, ingress: Ingress, commit: Commit) -> (Recording, Contents) {
@@ -199,15 +320,17 @@ fn reopen(image: DiskImage, seed: u64, ingress: Ingress, commit: Commit) -> (Rec
     let found = world.run(&rings.iter().collect::<Vec<_>>(), async move {
         let shards = open(&all, shard_config(ingress, commit, Mutant::None)).await;
         let mut found = Vec::new();
+        let topics = shards[0].topics().iter().map(|topic| topic.name.to_string()).collect();
         if let Some(topic) = shards[0].topic(TOPIC) {
             for index in 0..topic.partition_count() {
                 let owner = &shards[usize::from(topic.owner(index).0)];
                 let there = owner.topic(TOPIC).unwrap();
                 let partition = there.here(index).unwrap();
-                found.push((partition.epoch().0, read_all(owner.ring(), partition).await));
+                let log_start = partition.marks().log_start.0;
+                found.push((partition.epoch().0, log_start, read_all(owner.ring(), partition).await));
             }
         }
-        found
+        Contents { partitions: found, topics }
     });
     let recording = world.recording();
     rings.iter().for_each(Ring::shut_down);
@@ -257,60 +380,100 @@ fn judge(run: &Run, found: &Contents, cut: usize, kind: CutKind) -> Result<(), S
         CutKind::PowerLoss => Ack::Durable,
         CutKind::ProcessDeath => Ack::Written,
     };
-    let mut accepted: BTreeMap<(usize, i64), &Accepted> = BTreeMap::new();
-    for one in &run.accepted {
-        if accepted.insert((one.partition, one.base_offset), one).is_some() {
+    for (name, begun, done) in &run.deletions {
+        if done.is_some_and(|done| done <= cut) && found.topics.contains(name) {
             return Err(format!(
-                "offset {} of partition {} was assigned twice",
-                one.base_offset, one.partition
+                "topic {name} was deleted between events {begun} and {done:?}, and is there"
             ));
         }
     }
-    let mut last = [[-1i64; PARTITIONS]; APPENDERS as usize];
-    for one in &run.accepted {
-        let before = std::mem::replace(&mut last[one.appender as usize][one.partition], one.base_offset);
-        if before >= one.base_offset {
-            let Accepted { appender, partition, base_offset, .. } = one;
+    let mut accepted: BTreeMap<&[u8], (usize, &Accepted)> = BTreeMap::new();
+    let mut identities = BTreeMap::new();
+    for (number, one) in run.accepted.iter().enumerate() {
+        accepted.insert(&one.value, (number, one));
+        let known = one.acked.is_some();
+        if known && identities.insert((one.partition, one.base_offset, one.epoch), number).is_some() {
+            let Accepted { partition, base_offset, epoch, .. } = one;
             return Err(format!(
-                "appender {appender} to partition {partition}: offset {base_offset} came after {before}"
+                "offset {base_offset} of partition {partition}, epoch {epoch}: assigned twice"
             ));
         }
     }
-    let mut ends = [0i64; PARTITIONS];
-    for (number, (epoch, bytes)) in found.iter().enumerate() {
+    let mut last = [[(-1, -1); PARTITIONS]; APPENDERS as usize];
+    for one in run.accepted.iter().filter(|one| one.acked.is_some()) {
+        let place = (one.epoch, one.base_offset);
+        let before = std::mem::replace(&mut last[one.appender as usize][one.partition], place);
+        if before >= place {
+            let Accepted { appender, partition, .. } = one;
+            return Err(format!(
+                "appender {appender} to partition {partition}: {place:?} came after {before:?}"
+            ));
+        }
+    }
+    let mut there = vec![false; run.accepted.len()];
+    for (number, (epoch, log_start, bytes)) in found.partitions.iter().enumerate() {
+        let mut end = None;
         let mut rest = &bytes.as_ref().map_err(|why| format!("partition {number}: {why}"))?[..];
         while !rest.is_empty() {
             let whole = BatchHeader::parse(rest).map_err(|e| e.to_string())?.bytes as usize;
             let (one, behind) = rest.split_at(whole);
             rest = behind;
             let header = check_stored(one).map_err(|e| format!("partition {number}: {e}"))?;
-            if header.base_offset.0 != ends[number] {
+            let goes_on = end.map_or(header.base_offset.0 <= *log_start, |end| header.base_offset.0 == end);
+            if !goes_on {
                 return Err(format!(
-                    "partition {number}: offset {} after {}",
-                    header.base_offset, ends[number]
+                    "partition {number}: offset {} after {end:?}, log start {log_start}",
+                    header.base_offset
                 ));
             }
-            let Some(expected) = accepted.get(&(number, header.base_offset.0)) else {
+            end = Some(header.next_offset().0);
+            let record = Records::new(one).unwrap().next().unwrap().map_err(|e| e.to_string())?;
+            let Some(&(place, expected)) = record.value.and_then(|value| accepted.get(value)) else {
                 return Err(format!("partition {number}: offset {} was never accepted", header.base_offset));
             };
-            let record = Records::new(one).unwrap().next().unwrap().map_err(|e| e.to_string())?;
-            if record.value != Some(&expected.value[..]) || header.leader_epoch.0 != expected.epoch {
-                return Err(format!("partition {number}: offset {} holds other bytes", header.base_offset));
+            let known = expected.acked.is_some();
+            if expected.partition != number
+                || known
+                    && (expected.base_offset, expected.epoch) != (header.base_offset.0, header.leader_epoch.0)
+                || std::mem::replace(&mut there[place], true)
+            {
+                let (offset, in_epoch) = (header.base_offset, header.leader_epoch);
+                return Err(format!(
+                    "partition {number}: offset {offset} of epoch {in_epoch} holds what was accepted as {expected:?}"
+                ));
             }
-            if *epoch <= expected.epoch {
+            if *epoch <= header.leader_epoch.0 {
                 return Err(format!("partition {number}: epoch {epoch} did not go up"));
             }
-            ends[number] = header.next_offset().0;
+            let gone = run.surgeries.iter().find(|surgery| {
+                surgery.kind == Operation::Truncate
+                    && surgery.partition == number
+                    && surgery.done.is_some_and(|done| done <= cut)
+                    && expected.acked.is_some_and(|(event, _)| event <= surgery.begun)
+                    && header.base_offset.0 >= surgery.at
+            });
+            if let Some(surgery) = gone {
+                return Err(format!("partition {number}: {expected:?} is back after {surgery:?}"));
+            }
         }
     }
-    for one in &run.accepted {
+    for (one, there) in run.accepted.iter().zip(&there) {
         let promised = one.acked.is_some_and(|(event, reached)| event <= cut && reached >= needed);
-        if promised && one.base_offset >= ends[one.partition] {
-            let Accepted { partition, base_offset, acked, .. } = one;
-            let end = ends[*partition];
-            return Err(format!(
-                "partition {partition}: offset {base_offset}, promised {acked:?}, is lost: the log ends at {end}"
-            ));
+        let removed = run.surgeries.iter().any(|surgery| {
+            let below = one.base_offset < surgery.at;
+            surgery.partition == one.partition
+                && surgery.begun <= cut
+                && match surgery.kind {
+                    // What was promised later lies in the log that was cut.
+                    Operation::Truncate => {
+                        let last = surgery.done.unwrap_or(usize::MAX);
+                        !below && one.acked.is_some_and(|(event, _)| event <= last)
+                    }
+                    Operation::MoveLogStart => below,
+                }
+        });
+        if promised && !removed && !there {
+            return Err(format!("partition {}: {one:?} is lost", one.partition));
         }
     }
     Ok(())
@@ -330,7 +493,10 @@ fn cut_run(seed: u64, mistake: Mistake, cuts: usize) -> Result<usize, String> {
         let image = cursor.image_at(point, kind, image_seed);
         let (again, found) = reopen(image, random.u64(..), run.ingress, run.commit);
         let say = |why: String| {
-            format!("seed {seed}, {mistake:?}, {kind:?} at {point} of {events}, image {image_seed}: {why}")
+            format!(
+                "seed {seed}, {mistake:?}, {kind:?} at {point} of {events}, image {image_seed}: {why}; {:?}",
+                run.surgeries
+            )
         };
         judge(&run, &found, point, kind).map_err(say)?;
         if random.u8(..) < 26 {

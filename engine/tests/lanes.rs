@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, check_produced};
-use ringlog::shard::{Ack, LANE_CALLS_MAX, Node, Shard, ShardConfig, Topic, TopicConfig};
+use ringlog::shard::{Ack, Commit, LANE_CALLS_MAX, Node, Shard, ShardConfig, Topic, TopicConfig};
 use ringlog::sys::sim::World;
 use ringlog::sys::{LeaseMut, Ring};
 use ringlog::transfer::{Egress, Piece};
@@ -18,7 +18,7 @@ const ARENA: u64 = 64 << 20;
 const WAIT_MAX: Duration = Duration::from_millis(500);
 
 async fn open(rings: &[Ring]) -> Vec<Shard> {
-    let config = ShardConfig::new("/data");
+    let config = ShardConfig { commit: Commit::Files, ..ShardConfig::new("/data") };
     let node = Node::open(&rings[0], &config, rings.len() as u16).await.unwrap();
     let mut shards = Vec::new();
     for (number, ring) in rings.iter().enumerate() {

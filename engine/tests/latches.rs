@@ -6,7 +6,9 @@ mod pieces;
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, check_produced};
-use ringlog::shard::{Ack, Acked, AppendError, FetchError, Partition, Shard, ShardConfig, TopicConfig};
+use ringlog::shard::{
+    Ack, Acked, AppendError, Commit, FetchError, Partition, Shard, ShardConfig, TopicConfig,
+};
 use ringlog::sys::Ring;
 use ringlog::sys::sim::{Faults, World};
 use ringlog::transfer::{Egress, Ingress};
@@ -38,7 +40,13 @@ fn in_worlds<F: Future<Output = ()> + 'static>(play: impl Fn(Ring, Shard, Faults
         in_bare_worlds(move |ring, faults| {
             let play = play.clone();
             async move {
-                let config = ShardConfig { ingress, trusted_producers: true, ..ShardConfig::new("/data") };
+                // What fails is what segments are written with; `journal.rs` has the journal.
+                let config = ShardConfig {
+                    ingress,
+                    trusted_producers: true,
+                    commit: Commit::Files,
+                    ..ShardConfig::new("/data")
+                };
                 let shard = Shard::open(&ring, config).await.unwrap();
                 play(ring, shard, faults).await;
             }

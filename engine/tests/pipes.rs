@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, check_produced};
-use ringlog::shard::{Partition, Shard, ShardConfig, TopicConfig};
+use ringlog::shard::{Commit, Partition, Shard, ShardConfig, TopicConfig};
 use ringlog::sys::sim::World;
 use ringlog::sys::{OpenOptions, PIPES_KEPT_MAX, Ring, Socket, UringOptions};
 use ringlog::transfer::{Egress, Piece, Response, SegmentFile, Transfers, send};
@@ -410,7 +410,8 @@ async fn append(ring: &Ring, partition: &Partition, value: &[u8]) {
 fn what_was_cut_off_and_written_anew_is_read_anew() {
     for seed in 0..10 {
         in_world(seed, async move |_, ring| {
-            let config = ShardConfig { egress: Egress::Tee, ..ShardConfig::new("/data") };
+            let config =
+                ShardConfig { egress: Egress::Tee, commit: Commit::Files, ..ShardConfig::new("/data") };
             let shard = Shard::open(&ring, config).await.unwrap();
             let topic = shard.create_topic("t", 1, TopicConfig::default()).await.unwrap();
             let partition = topic.here(0).unwrap();

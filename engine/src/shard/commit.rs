@@ -124,7 +124,11 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     let end = unit.writes.iter().flatten().map(|(at, data)| at.plus(data.bytes() as u64)).max();
     let end = end.expect("a unit has something to write");
     if partition.0.log.borrow().segment(unit.segment).is_some_and(|s| s.prepared < end) {
-        find_room(partition, unit.segment, &file, end).await?;
+        // A step ahead, where the segment goes on.
+        let log = partition.0.log.borrow();
+        let ahead = if log.active().base == unit.segment { log.next_preparation(end) } else { None };
+        drop(log);
+        find_room(partition, unit.segment, &file, ahead.unwrap_or(end)).await?;
     }
     let submitted = common.ring.now();
     common.stages.note(Stage::Gather, submitted.nanos_since(unit.accepted));
@@ -510,7 +514,10 @@ fn next_chore(partition: &Partition) -> Option<Chore> {
     }
     let log = partition.0.log.borrow();
     let end = log.log_end();
-    if let Some(to) = log.next_preparation(end.position) {
+    // What goes through the journal gets its room when it is destaged: nobody waits for it there.
+    if log_is_direct(partition, end)
+        && let Some(to) = log.next_preparation(end.position)
+    {
         return Some(Chore::Prepare { segment: end.segment, to });
     }
     if let Need::Window { segment, at, bytes } = partition.0.staged.borrow().need_ahead(end)
@@ -522,6 +529,11 @@ fn next_chore(partition: &Partition) -> Option<Chore> {
     let files = partition.0.files.borrow();
     let due = files.iter().find(|f| !f.finished && f.base < durable.segment)?;
     Some(Chore::Finish { segment: due.base })
+}
+
+/// Whether what is appended now is acknowledged from its segment.
+fn log_is_direct(partition: &Partition, end: LogPoint) -> bool {
+    partition.0.reach.borrow().direct().offset == end.offset
 }
 
 /// Makes room up to `to` at least. The write loop and upkeep may both get here; the file's size only grows.

@@ -98,7 +98,7 @@ impl ShardConfig {
             topic_defaults: TopicConfig::default(),
             arena_bytes_max: 512 << 20,
             tail_cache_bytes_max: 64 << 20,
-            commit: Commit::Files,
+            commit: Commit::Journal,
             journal: JournalConfig::default(),
             retention_interval: Duration::from_secs(300),
             node_id: 0,

@@ -192,11 +192,12 @@ impl Partition {
     /// Reads `bytes` at `at`, from memory or file, into one lease.
     async fn read_span(&self, segment: Offset, at: Position, bytes: u64) -> Result<Lease, FetchError> {
         let io = |e: &std::io::Error| FetchError::Io(format!("{self}: {e}"));
-        while self.reader_if_open(segment).is_none() {
+        let extent = Extent { segment, from: at, to: at.plus(bytes) };
+        while self.needs_file(extent, Egress::Tail) && self.reader_if_open(segment).is_none() {
             self.open_reader(segment).await?;
         }
         let mut pieces = Vec::new();
-        self.add_pieces(Extent { segment, from: at, to: at.plus(bytes) }, Egress::Tail, &mut pieces);
+        self.add_pieces(extent, Egress::Tail, &mut pieces);
         let ring = &self.0.common.ring;
         let mut into = ring.lease(bytes as usize).await.map_err(|e| io(&e))?;
         drop(into.split_off(bytes as usize));
@@ -234,6 +235,9 @@ impl Partition {
     /// Makes the segment of `extent` ready to be sent by `egress`: open, and, once it is sealed, known to be what it was,
     /// and mapped where that is wanted. True when that took time.
     async fn ready_reader(&self, extent: Extent, egress: Egress) -> Result<bool, FetchError> {
+        if !self.needs_file(extent, egress) {
+            return Ok(false); // Perhaps there is none yet: what is new may be in memory and the journal only.
+        }
         let Extent { segment, from, to } = extent;
         let Some(reader) = self.reader_if_open(segment) else {
             self.open_reader(segment).await?;
@@ -281,16 +285,26 @@ impl Partition {
         Ok(SegmentFile::new(base, file, direct, path.into()))
     }
 
-    /// File pieces first, memory behind: the tail cache holds the end of what there is.
-    fn add_pieces(&self, extent: Extent, egress: Egress, pieces: &mut Vec<Piece>) {
+    /// Up to where of a range the file is taken: memory holds the rest, the end of what there is.
+    fn file_part(&self, extent: Extent, egress: Egress) -> Position {
         let Extent { segment, from, to } = extent;
         let staged = self.0.staged.borrow();
-        let limit = staged.file_limit(segment);
-        let mut from_file = to.min(limit);
+        let mut from_file = to.min(staged.file_limit(segment));
         if egress.carries().memory {
             from_file = from_file.min(staged.memory(segment, from, to, &mut drop).max(from));
         }
-        let from_file = from_file.max(from);
+        from_file.max(from)
+    }
+
+    fn needs_file(&self, extent: Extent, egress: Egress) -> bool {
+        self.file_part(extent, egress) > extent.from
+    }
+
+    /// File pieces first, memory behind.
+    fn add_pieces(&self, extent: Extent, egress: Egress, pieces: &mut Vec<Piece>) {
+        let Extent { segment, from, to } = extent;
+        let from_file = self.file_part(extent, egress);
+        let staged = self.0.staged.borrow();
         if from < from_file {
             let file = self.reader_if_open(segment).expect("opened before the pieces are made");
             pieces.push(Piece::File { file, at: from, bytes: from_file.since(from) });

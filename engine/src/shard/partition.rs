@@ -25,7 +25,9 @@ use super::topics::TopicPlan;
 use super::turns::{Turn, Turns};
 use super::wakers::Wakers;
 use crate::log::{self, BatchHeader, Ext, Log, LogPoint, Marks, Placement};
-use crate::sys::{BLOCK_BYTES, Flushes, Lease, LeaseMut, Moment, OpenOptions, is_failed_flush, is_passing};
+use crate::sys::{
+    BLOCK_BYTES, Flushes, Lease, LeaseMut, Moment, OpenOptions, Ring, is_failed_flush, is_passing,
+};
 use crate::transfer::{Need, Receives, Staged};
 use crate::types::{Epoch, Offset, PartitionId, Position, Timestamp};
 
@@ -77,6 +79,8 @@ pub(super) struct Inner {
     pub chore_under_way: Cell<bool>,
     /// The log is being cut: no chores until that is done.
     pub cutting: Cell<bool>,
+    /// It is about to be cut here: no recovery point may lie beyond.
+    recovery_limit: Cell<Offset>,
     /// How often a drain was hindered.
     stop_retries: Cell<u32>,
     /// Base offsets of segments whose files are still to be removed.
@@ -138,6 +142,7 @@ impl Partition {
             flush_under_way: Cell::new(false),
             chore_under_way: Cell::new(false),
             cutting: Cell::new(false),
+            recovery_limit: Cell::new(Offset(i64::MAX)),
             stop_retries: Cell::new(0),
             unremoved: RefCell::new(Vec::new()),
             checkpointed: Cell::new(end),
@@ -153,7 +158,8 @@ impl Partition {
     /// Shows other shards where it stands.
     pub(super) fn show(&self) {
         let log = self.0.log.borrow();
-        let recovery_point = self.0.reach.borrow().stored_durable().offset;
+        let stored = self.0.reach.borrow().stored_durable().offset;
+        let recovery_point = stored.min(self.0.recovery_limit.get());
         self.board().show(log.epoch(), &log.watermarks().marks(), recovery_point);
     }
 
@@ -164,6 +170,12 @@ impl Partition {
     /// A place in the order of appends.
     pub(super) fn take_turn(&self) -> Turn {
         self.0.append_turns.take()
+    }
+
+    /// The ring of the shard that owns it.
+    #[must_use]
+    pub fn ring(&self) -> &Ring {
+        &self.0.common.ring
     }
 
     /// Its number within the topic.
@@ -338,7 +350,7 @@ impl Partition {
         let end = self.0.log.borrow().log_end();
         let ring = &self.0.common.ring;
         let fail = |e: std::io::Error| AppendError::NoMemory(e.to_string());
-        let memory = ring.lease(64 << 10).await.map_err(fail)?;
+        let memory = ring.lease(16 << 10).await.map_err(fail)?;
         let path = self.0.files.borrow().path(end.segment, Ext::Log);
         let file = ring.open(&path, OpenOptions::default()).await;
         let file = file.map_err(|e| match is_passing(&e) {
@@ -458,7 +470,7 @@ impl Partition {
             return Err(TruncateError::OutOfRange { to, log_start, log_end });
         }
         let at = self.boundary_at(to, marks.log_end).await?;
-        self.void_journaled().await?;
+        self.prepare_cut(at.offset).await?;
         self.cut_file(at).await?;
         let cut = self.0.log.borrow_mut().truncate_to(at);
         self.moved(&cut.removed_segments);
@@ -467,6 +479,19 @@ impl Partition {
         self.store_epochs().await?;
         self.wake_task();
         Ok(at.offset)
+    }
+
+    /// Makes sure that a start in the middle of a cut, or after it, takes nothing for lost or there that is cut: what the journal
+    /// has of it is void, and no recovery point on the disk lies beyond.
+    async fn prepare_cut(&self, to: Offset) -> std::io::Result<()> {
+        self.void_journaled().await?;
+        self.0.recovery_limit.set(to);
+        self.show();
+        let written = self.0.common.shard().checkpoint().await;
+        if written.is_err() {
+            self.0.recovery_limit.set(Offset(i64::MAX));
+        }
+        written
     }
 
     /// Cuts a segment's file by a new one in its place. Sockets may hold pages of the old one, and plans may still read it:
@@ -503,7 +528,7 @@ impl Partition {
         turn.comes().await;
         let _cutting = Cutting::new(self);
         self.quiesce().await?;
-        self.void_journaled().await?;
+        self.prepare_cut(offset).await?;
         let removed = self.0.log.borrow_mut().reset_to(offset);
         self.moved(&removed);
         // Kept aside under their names until gone: the new segment may bear the name of an old one.
@@ -575,6 +600,7 @@ impl Partition {
         self.0.owed.torn.replace(None); // It goes with what is cut.
         self.0.splicing.forget();
         self.0.reach.replace(Reach::new(end));
+        self.0.recovery_limit.set(Offset(i64::MAX));
         self.0.unwritten_bytes.set(0);
         self.0.sync_wanted.set(self.0.sync_wanted.get().min(end.offset));
         self.0.checkpointed.set(end);

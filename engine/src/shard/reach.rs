@@ -114,6 +114,12 @@ impl Reach {
         }
     }
 
+    /// The segment shall have, flushed, all that the journal was given.
+    pub(super) fn destage_all(&mut self) {
+        let end = self.framed.max(self.direct).offset;
+        self.want_stored(end, true);
+    }
+
     /// Up to where the segment is to be written now, if it is, where `end` is the log end and as much as `destage_bytes`
     /// may wait. What the journal is yet to be given waits for that.
     pub(super) fn store_limit(&self, end: LogPoint, destage_bytes: u64) -> Option<LogPoint> {

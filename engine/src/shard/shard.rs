@@ -93,6 +93,8 @@ pub(super) struct Common {
     device_failure: RefCell<Option<Arc<str>>>,
     pub stopping: Cell<bool>,
     pub stop_waiters: Wakers,
+    /// The shard that all this is of.
+    shard: RefCell<Weak<Inner>>,
 }
 
 /// What a shard counted.
@@ -175,6 +177,7 @@ impl Shard {
             device_failure: RefCell::new(None),
             stopping: Cell::new(false),
             stop_waiters: Wakers::default(),
+            shard: RefCell::default(),
         });
         if common.config.egress.chooses() {
             let measured = Calibration::measure(ring, &common.config.data_dir, id).await;
@@ -203,6 +206,7 @@ impl Shard {
             pieces: Spares::new(),
             shared_pieces: Spares::new(),
         }));
+        *shard.0.common.shard.borrow_mut() = Rc::downgrade(&shard.0);
         shard.spawn(lanes::serve(shard.clone()));
         for plan in &node.topics {
             let mut partitions = Vec::new();
@@ -471,10 +475,19 @@ impl Shard {
             topic.all_here().for_each(Partition::close);
         }
         self.lanes().end();
+        self.0.common.journal.stop();
     }
 }
 
 impl Common {
+    /// The shard.
+    ///
+    /// # Panics
+    /// When it is gone: tasks of its own keep it for as long as anything is asked of its partitions.
+    pub(super) fn shard(&self) -> Shard {
+        Shard(self.shard.borrow().upgrade().expect("a shard outlives what is asked of it"))
+    }
+
     /// Whether readers get a descriptor past the page cache as well, of a topic that may have an egress of its own.
     pub(super) fn direct_reads(&self, pinned: Option<Egress>) -> bool {
         pinned.unwrap_or(self.config.egress).reads_direct() && self.node.direct_offered

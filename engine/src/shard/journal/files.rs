@@ -1,8 +1,10 @@
 //! The files of a shard's journal.
 //!
 //! They are made as they are needed, filled with zeros, so that writes meet extents already written, and used again and
-//! again. One that is full has its partitions destaged, some at a time, and is free when their segments hold, flushed, all
-//! that it does. When none is free, and no more may be made, what comes goes to the segments directly.
+//! again. One that is full is free when the segments of its partitions hold, flushed, all that it does. That is seen to, some
+//! partitions at a time, when half of the files that there may be are full; each is brought up to where it is by then, so
+//! that one flush serves all the files it is in. When none is free, and no more may be made, what comes goes to the segments
+//! directly.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -23,8 +25,11 @@ use crate::types::Offset;
 pub(in crate::shard) const JOURNAL_DIR: &str = "journal";
 /// Files beyond the usual ones that a shard keeps for partitions whose segments cannot be written any more.
 const PINNED_FILES_MAX: usize = 8;
-/// Partitions that are moved from full files to their segments at a time.
-const DESTAGES_MAX: usize = 16;
+/// Partitions that are moved from full files to their segments at a time, when half of the files are full; twice as many
+/// for each further one. More at once would only have the rounds wait for the device.
+const DESTAGES: usize = 2;
+/// How long the filling of a file ahead of need leaves the device to others after each step.
+const FILL_PAUSE: Duration = Duration::from_millis(2);
 /// How long it takes until a file is made again after that went wrong.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -171,7 +176,7 @@ pub(super) async fn find_file(common: &Common) -> Result<Option<(File, u64)>, St
     };
     let next = match next {
         Some(next) => next,
-        None => match make_file(common).await {
+        None => match make_file(common, false).await {
             Some(made) => made,
             None => return Ok(None),
         },
@@ -201,7 +206,7 @@ async fn begin(common: &Common, (file, path): (File, PathBuf)) -> Result<(File, 
 }
 
 /// Another file, as long as there may be more. `None` when that did not work: it is tried again later.
-async fn make_file(common: &Common) -> Option<(File, PathBuf)> {
+async fn make_file(common: &Common, ahead: bool) -> Option<(File, PathBuf)> {
     let (journal, limits) = (&common.journal, &common.config.journal);
     let now = common.ring.now();
     let path = {
@@ -214,7 +219,7 @@ async fn make_file(common: &Common) -> Option<(File, PathBuf)> {
         let name = format!("{}-{}-{}", common.node.journals.start, common.id, files.made);
         common.config.data_dir.join(JOURNAL_DIR).join(name)
     };
-    let made = fill(common, &path).await;
+    let made = fill(common, &path, ahead).await;
     match made {
         Ok(file) => Some((file, path)),
         Err(error) => {
@@ -228,7 +233,8 @@ async fn make_file(common: &Common) -> Option<(File, PathBuf)> {
     }
 }
 
-async fn fill(common: &Common, path: &Path) -> io::Result<File> {
+/// Makes a file and fills it with zeros; `ahead` of need so that rounds meanwhile do not wait for that.
+async fn fill(common: &Common, path: &Path, ahead: bool) -> io::Result<File> {
     let (ring, bytes) = (&common.ring, common.config.journal.file_bytes);
     ring.make_dir(&common.config.data_dir.join(JOURNAL_DIR)).await?;
     let direct = common.node.direct_offered;
@@ -243,6 +249,11 @@ async fn fill(common: &Common, path: &Path) -> io::Result<File> {
         let length = (bytes - at).min(unit_bytes as u64) as usize;
         write(common, &file, at, zeros.slice(0..length)).await?;
         at += length as u64;
+        if ahead {
+            // A flush takes what was written before it along.
+            ring.sync(&file).await?;
+            ring.sleep(FILL_PAUSE).await;
+        }
     }
     ring.sync(&file).await?;
     ring.sync_dir(&common.config.data_dir.join(JOURNAL_DIR)).await?;
@@ -287,7 +298,7 @@ pub(super) async fn make_ahead(common: &Common) {
         if journal.stopping.get() {
             return;
         }
-        match make_file(common).await {
+        match make_file(common, true).await {
             Some(made) => journal.files.borrow_mut().spare.push_back(made),
             None => common.ring.sleep(RETRY).await,
         }
@@ -303,14 +314,17 @@ pub(super) async fn destage(common: &Common) {
         }
         journal.destager.add(cx.waker());
         let files = &mut *journal.files.borrow_mut();
-        let mut under_way = 0;
-        let mut index = 0;
-        while index < files.full.len() && under_way < DESTAGES_MAX {
+        let Some(pressed) = files.full.len().checked_sub(common.config.journal.files_max / 2) else {
+            return Poll::Pending;
+        };
+        let most = DESTAGES << pressed.min(4);
+        let (mut under_way, mut index) = (0, 0);
+        while index < files.full.len() && under_way < most {
             let used = &mut files.full[index];
             let (mut live, mut lost) = (false, false);
             if !used.is_free() {
                 for entry in &used.entries[used.settled..] {
-                    if under_way == DESTAGES_MAX {
+                    if under_way == most {
                         live = true;
                         break;
                     }
@@ -326,7 +340,7 @@ pub(super) async fn destage(common: &Common) {
                     let partition = Partition(inner);
                     under_way += 1;
                     partition.wait_for_ack(cx.waker());
-                    partition.0.reach.borrow_mut().want_stored(entry.end, true);
+                    partition.0.reach.borrow_mut().destage_all();
                     partition.wake_task();
                 }
             }

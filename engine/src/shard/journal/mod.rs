@@ -42,6 +42,8 @@ pub struct JournalConfig {
     pub file_bytes: u64,
     /// Files of a shard: with all of them full, appends go to their segments directly.
     pub files_max: usize,
+    /// The largest batch that goes through it; larger ones go to their segments directly.
+    pub batch_bytes_max: u64,
     /// What one partition may give to one round; with more it goes to its segment directly.
     pub round_bytes_max: u64,
     /// Bytes of one partition that wait to be moved to their segment before that begins by itself.
@@ -53,8 +55,9 @@ impl Default for JournalConfig {
         JournalConfig {
             file_bytes: 16 << 20,
             files_max: 8,
-            round_bytes_max: 128 << 10,
-            destage_bytes: 1 << 20,
+            batch_bytes_max: 64 << 10,
+            round_bytes_max: 512 << 10,
+            destage_bytes: 4 << 20,
         }
     }
 }
@@ -76,6 +79,12 @@ impl JournalConfig {
             return Err(format!(
                 "{} bytes of a partition in a round of the journal: at most {most} are possible",
                 self.round_bytes_max
+            ));
+        }
+        if self.batch_bytes_max > self.round_bytes_max {
+            return Err(format!(
+                "batches of {} bytes in the journal, and {} bytes of a partition in a round of it",
+                self.batch_bytes_max, self.round_bytes_max
             ));
         }
         Ok(())
@@ -175,7 +184,7 @@ impl Journal {
     pub(super) fn takes(&self, bytes: u64, ack: Ack, config: &JournalConfig) -> bool {
         self.enabled
             && ack == Ack::Durable
-            && bytes <= config.round_bytes_max
+            && bytes <= config.batch_bytes_max
             && !self.broken.get()
             && !self.stopping.get()
     }
@@ -221,6 +230,12 @@ impl Journal {
         }
         self.send_all_direct();
         self.voids.borrow_mut().drain(..).for_each(|partition| partition.wake_everybody());
+        self.wake_all();
+    }
+
+    /// Ends its tasks.
+    pub(super) fn stop(&self) {
+        self.stopping.set(true);
         self.wake_all();
     }
 
@@ -286,8 +301,7 @@ impl Common {
     /// Ends the journal. If all that it held is in segments its files are removed. Nothing is appended any more.
     pub(super) async fn end_journal(&self, drained: bool) -> io::Result<()> {
         let journal = &self.journal;
-        journal.stopping.set(true);
-        journal.wake_all();
+        journal.stop();
         poll_fn(|cx| {
             if journal.tasks.get() == 0 {
                 return Poll::Ready(());
