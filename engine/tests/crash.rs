@@ -65,6 +65,7 @@ struct Run {
     deletions: Vec<(String, usize, Option<usize>)>,
     ingress: Ingress,
     commit: Commit,
+    mutant: Mutant,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -131,7 +132,9 @@ fn record(seed: u64, mistake: Mistake) -> Run {
     };
     let commit = match mistake {
         Mistake::ReuseMemory => Commit::Files,
-        Mistake::Engine(Mutant::EarlyReuse) => Commit::Journal,
+        Mistake::Engine(
+            Mutant::EarlyReuse | Mutant::CarryNothing | Mutant::ReplayTwice | Mutant::ReplayVoid,
+        ) => Commit::Journal,
         _ if random.u8(..) < 64 => Commit::Files,
         _ => Commit::Journal,
     };
@@ -235,7 +238,7 @@ fn record(seed: u64, mistake: Mistake) -> Run {
     let accepted = accepted.borrow().clone();
     rings.iter().for_each(Ring::shut_down);
     let (surgeries, deletions) = (surgeries.borrow().clone(), deletions.borrow().clone());
-    Run { recording, accepted, surgeries, deletions, ingress, commit }
+    Run { recording, accepted, surgeries, deletions, ingress, commit, mutant }
 }
 
 /// Cuts logs, begins them later, makes topics and deletes them, while others append.
@@ -312,13 +315,14 @@ struct Contents {
 }
 
 /// Opens what a cut left and reads everything. Gives the image's successor world's recording, for a second cut.
-fn reopen(image: DiskImage, seed: u64, ingress: Ingress, commit: Commit) -> (Recording, Contents) {
+fn reopen(image: DiskImage, seed: u64, run: &Run) -> (Recording, Contents) {
+    let (ingress, commit, mutant) = (run.ingress, run.commit, run.mutant);
     let world = World::boot(seed, image);
     // Another number of shards than before, most times.
     let rings: Vec<Ring> = (0..1 + seed % 4).map(|_| world.ring(ARENA)).collect();
     let all = rings.clone();
     let found = world.run(&rings.iter().collect::<Vec<_>>(), async move {
-        let shards = open(&all, shard_config(ingress, commit, Mutant::None)).await;
+        let shards = open(&all, shard_config(ingress, commit, mutant)).await;
         let mut found = Vec::new();
         let topics = shards[0].topics().iter().map(|topic| topic.name.to_string()).collect();
         if let Some(topic) = shards[0].topic(TOPIC) {
@@ -491,7 +495,7 @@ fn cut_run(seed: u64, mistake: Mistake, cuts: usize) -> Result<usize, String> {
         let kind = if random.bool() { CutKind::PowerLoss } else { CutKind::ProcessDeath };
         let image_seed = random.u64(..);
         let image = cursor.image_at(point, kind, image_seed);
-        let (again, found) = reopen(image, random.u64(..), run.ingress, run.commit);
+        let (again, found) = reopen(image, random.u64(..), &run);
         let say = |why: String| {
             format!(
                 "seed {seed}, {mistake:?}, {kind:?} at {point} of {events}, image {image_seed}: {why}; {:?}",
@@ -502,7 +506,7 @@ fn cut_run(seed: u64, mistake: Mistake, cuts: usize) -> Result<usize, String> {
         if random.u8(..) < 26 {
             let second = random.usize(..=again.events());
             let image = again.cursor().image_at(second, kind, random.u64(..));
-            let (_, found) = reopen(image, random.u64(..), run.ingress, run.commit);
+            let (_, found) = reopen(image, random.u64(..), &run);
             judge(&run, &found, point, kind).map_err(|why| say(format!("cut again at {second}: {why}")))?;
         }
     }
@@ -561,6 +565,21 @@ fn a_build_that_calls_written_what_is_only_submitted_is_caught() {
 #[test]
 fn a_build_that_writes_over_what_is_in_no_segment_yet_is_caught() {
     caught(Mistake::Engine(Mutant::EarlyReuse));
+}
+
+#[test]
+fn a_build_that_does_not_carry_journaled_batches_with_a_large_one_is_caught() {
+    caught(Mistake::Engine(Mutant::CarryNothing));
+}
+
+#[test]
+fn a_build_that_replays_twice_is_caught() {
+    caught(Mistake::Engine(Mutant::ReplayTwice));
+}
+
+#[test]
+fn a_build_that_replays_what_was_cut_is_caught() {
+    caught(Mistake::Engine(Mutant::ReplayVoid));
 }
 
 #[test]

@@ -125,9 +125,10 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     let end = end.expect("a unit has something to write");
     if partition.0.log.borrow().segment(unit.segment).is_some_and(|s| s.prepared < end) {
         // A step ahead, where the segment goes on.
-        let log = partition.0.log.borrow();
-        let ahead = if log.active().base == unit.segment { log.next_preparation(end) } else { None };
-        drop(log);
+        let ahead = {
+            let log = partition.0.log.borrow();
+            if log.active().base == unit.segment { log.next_preparation(end) } else { None }
+        };
         find_room(partition, unit.segment, &file, ahead.unwrap_or(end)).await?;
     }
     let submitted = common.ring.now();
@@ -135,6 +136,9 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     common.transfers.note_last_block(unit.copied_bytes);
     if common.config.mutant == Mutant::EarlyWatermark {
         finish(partition, unit.end);
+    }
+    if common.config.mutant == Mutant::CarryNothing {
+        leave_out_journaled(partition, unit.segment, &mut unit.writes);
     }
     let writes = std::mem::take(&mut unit.writes);
     let places = writes.each_ref().map(|write| write.as_ref().map_or(Position(0), |(at, _)| *at));
@@ -168,6 +172,21 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     finish(partition, end);
     common.note_cached(partition);
     Ok(())
+}
+
+/// The mistake of [`Mutant::CarryNothing`]: whole blocks that the journal has are not written.
+fn leave_out_journaled(partition: &Partition, segment: Offset, writes: &mut [Option<(Position, WriteData)>]) {
+    let framed = partition.0.reach.borrow().framed();
+    for slot in writes.iter_mut().filter(|_| framed.segment == segment) {
+        if let Some((at, WriteData::One(lease))) = slot {
+            let block = crate::log::JOURNAL_BLOCK as u64;
+            let skipped = framed.position.0.saturating_sub(at.0).min(lease.len() as u64) / block * block;
+            if skipped > 0 && skipped < lease.len() as u64 {
+                *at = at.plus(skipped);
+                *lease = lease.slice(skipped as usize..lease.len());
+            }
+        }
+    }
 }
 
 /// Makes room for what was accepted already. When the disk is full this waits until it no longer is: nothing more is

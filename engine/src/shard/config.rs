@@ -84,6 +84,12 @@ pub enum Mutant {
     EarlyWatermark,
     /// Writes over a journal file whose bytes are not in segments yet.
     EarlyReuse,
+    /// Writes a large batch to its segment without what was journaled before it.
+    CarryNothing,
+    /// Replays frames of a journal again behind what they brought.
+    ReplayTwice,
+    /// Replays frames of logs that were cut since.
+    ReplayVoid,
 }
 
 impl ShardConfig {

@@ -116,7 +116,7 @@ impl Node {
         let points = checkpoint(ring, &dir, RECOVERY_POINTS_FILE).await?;
         let starts = checkpoint(ring, &dir, LOG_STARTS_FILE).await?;
         let (stored, mut registry) = registry(ring, &dir, &config.topic_defaults).await?;
-        let journals = FoundJournals::read(ring, &dir, identity.directory_id).await?;
+        let journals = FoundJournals::read(ring, &dir, identity.directory_id, config.mutant).await?;
         // From here on the directory counts as in use: what comes next is recovered unless it stops cleanly.
         ring.remove(&dir.join(CLEAN_MARK_FILE)).await?;
         for entry in registry.topics.iter().filter(|t| t.state == TopicState::Deleting) {

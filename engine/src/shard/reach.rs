@@ -68,6 +68,11 @@ impl Reach {
         self.framed.max(self.direct)
     }
 
+    /// What lies below (and at or above [`Reach::direct`]) the journal was given.
+    pub(super) fn framed(&self) -> LogPoint {
+        self.framed
+    }
+
     /// The journal is given what lies from [`Reach::unframed`] to `end`.
     pub(super) fn frame(&mut self, end: LogPoint) -> Journaled {
         self.framed = end;

@@ -10,13 +10,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use super::config::Mutant;
 use super::errors::OpenError;
 use super::journal::JOURNAL_DIR;
 use super::node::Node;
 use super::recovery::{Start, segment_bases, walk};
 use crate::log::{
-    EpochCache, Ext, FoundFrame, FrameKind, JOURNAL_BLOCK, JournalFile, JournalScan, LogPoint, ScannedFile,
-    Tail, segment_file_name,
+    BatchHeader, EpochCache, Ext, FoundFrame, FrameKind, JOURNAL_BLOCK, JournalFile, JournalScan, LogPoint,
+    ScannedFile, Tail, segment_file_name, stamp,
 };
 use crate::sys::{File, OpenOptions, Ring};
 use crate::types::{Offset, PartitionId, Position, ShardId, TopicId};
@@ -29,6 +30,7 @@ pub(super) struct FoundJournals {
     files: Vec<PathBuf>,
     /// Of each partition, oldest first.
     frames: BTreeMap<PartitionId, Vec<Found>>,
+    mutant: Mutant,
     /// Shards that have brought their partitions' to segments.
     through: AtomicU16,
 }
@@ -90,9 +92,10 @@ impl FoundJournals {
         ring: &Ring,
         dir: &Path,
         directory: TopicId,
+        mutant: Mutant,
     ) -> Result<FoundJournals, OpenError> {
         let dir = dir.join(JOURNAL_DIR);
-        let mut found = FoundJournals { start: 1, ..FoundJournals::default() };
+        let mut found = FoundJournals { start: 1, mutant, ..FoundJournals::default() };
         let mut scanned = Vec::new();
         for entry in ring.list(&dir).await.unwrap_or_default() {
             let path = dir.join(&entry.name);
@@ -121,7 +124,9 @@ impl FoundJournals {
             for &frame in &file.frames {
                 let list = found.frames.entry(frame.frame.partition).or_default();
                 if frame.frame.kind == FrameKind::Void && frame.sound {
-                    list.clear();
+                    if mutant != Mutant::ReplayVoid {
+                        list.clear();
+                    }
                     continue;
                 }
                 list.push(Found { frame, file: *place, unsure: units.is_unsure(frame.sequence) });
@@ -204,8 +209,8 @@ pub(super) async fn replay(
         if last == Some(reach) {
             return Ok(recovery_point);
         }
-        last = Some(reach);
-        let mut replay = Replay { ring, node, start, epochs, reach, files: BTreeMap::new() };
+        let again = last.replace(reach).is_none() && node.journals.mutant == Mutant::ReplayTwice;
+        let mut replay = Replay { ring, node, start, epochs, reach, again, files: BTreeMap::new() };
         for one in found {
             replay.apply(one, &mut recovery_point).await?;
         }
@@ -222,6 +227,8 @@ struct Replay<'a> {
     epochs: &'a EpochCache,
     /// Up to where the segments hold everything.
     reach: LogPoint,
+    /// The mistake is made in this pass.
+    again: bool,
     /// Segments that were written to.
     files: BTreeMap<Offset, File>,
 }
@@ -230,7 +237,12 @@ impl Replay<'_> {
     async fn apply(&mut self, found: &Found, recovery_point: &mut Offset) -> Result<(), OpenError> {
         let FoundFrame { frame, sound, at, .. } = found.frame;
         let (dir, path) = (self.start.dir.display(), &self.node.journals.files[found.file]);
-        if frame.next_offset <= self.reach.offset || self.epochs.epoch_at(frame.from.offset) > frame.epoch {
+        let mutant = self.node.journals.mutant;
+        if self.again && sound && frame.next_offset <= self.reach.offset {
+            return self.append_again(found).await;
+        }
+        let is_cut = self.epochs.epoch_at(frame.from.offset) > frame.epoch && mutant != Mutant::ReplayVoid;
+        if frame.next_offset <= self.reach.offset || is_cut {
             return Ok(()); // The segments have it, or it was cut from the log since.
         }
         let (from, to) = (self.reach.offset.max(frame.from.offset), frame.next_offset);
@@ -264,6 +276,22 @@ impl Replay<'_> {
         }
         self.write(frame.from, bytes).await?;
         self.reach = frame.end();
+        Ok(())
+    }
+
+    /// The mistake of [`Mutant::ReplayTwice`]: the first batch of a frame is appended behind what is there.
+    async fn append_again(&mut self, found: &Found) -> Result<(), OpenError> {
+        let path = &self.node.journals.files[found.file];
+        let journal = self.ring.open(path, OpenOptions::default()).await?;
+        let bytes = read(self.ring, &journal, path, found.frame.at, found.frame.frame.bytes as usize).await?;
+        let Ok(header) = BatchHeader::parse(&bytes) else { return Ok(()) };
+        let mut again = self.ring.lease(header.bytes as usize).await?;
+        drop(again.split_off(header.bytes as usize));
+        again.copy_from_slice(&bytes[..header.bytes as usize]);
+        stamp(&mut again, self.reach.offset, header.leader_epoch);
+        self.write(self.reach, again.freeze()).await?;
+        self.reach.offset = self.reach.offset.plus(i64::from(header.last_offset_delta) + 1);
+        self.reach.position = self.reach.position.plus(u64::from(header.bytes));
         Ok(())
     }
 
