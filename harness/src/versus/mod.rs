@@ -44,7 +44,7 @@ use crate::units::{Pace, Rate};
 use runner::{Place, Runner, WARM_UP_SECONDS};
 
 /// What lies between cells: topics, reading back, write-back. An estimate, for the plan only.
-const BETWEEN_SECONDS: f64 = 1.5;
+const BETWEEN_SECONDS: f64 = 2.0;
 /// The sides, as rows of the record are named.
 const SIDES: [&str; 2] = ["a", "b"];
 

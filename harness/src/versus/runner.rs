@@ -9,7 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use ringlog::sys::topology::pin_to;
@@ -29,6 +29,10 @@ use crate::target::Target;
 
 /// Before each cell's measured time, at its own pace: every partition has had its first append, which is not like others.
 pub(super) const WARM_UP_SECONDS: f64 = 0.5;
+
+/// Somebody's broker removes a deleted topic's files some time later (ours at once, Kafka as scripts/peers/kafka sets it up
+/// after a second): until then the disk is not quiet, only not yet busy.
+const REMOVAL: Duration = Duration::from_millis(1500);
 
 /// The load's side of a run.
 pub(super) struct Runner {
@@ -105,9 +109,14 @@ impl Runner {
             },
         };
         let ran = run.run().with_context(|| format!("cell {cell}"));
-        let ring = self.ring.clone();
-        let deleted =
-            self.ring.run(async move { Connection::open(&ring, address).await?.delete_topic(&topic).await });
+        let (ring, wire) = (self.ring.clone(), matches!(*place.target.borrow(), Target::Wire(_)));
+        let deleted = self.ring.run(async move {
+            Connection::open(&ring, address).await?.delete_topic(&topic).await?;
+            if wire {
+                ring.sleep(REMOVAL).await;
+            }
+            anyhow::Ok(())
+        });
         let mut measured = ran?;
         deleted?;
         measured.start_seconds = start_seconds;
