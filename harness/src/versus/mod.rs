@@ -26,10 +26,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 pub use self::facts::VersusFacts;
-pub use self::process::{Listener, listener};
+pub use self::process::{Process, listener};
 pub use self::promise::Promise;
 pub use self::summary::summary;
-pub use self::target::{Asked, Facts, Process};
+pub use self::target::{Asked, Facts};
 pub use self::warm::{Warm, warm};
 pub use self::workload::Workload;
 use crate::compare::{DataDirectory, own_directory};

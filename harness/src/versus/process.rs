@@ -11,18 +11,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 /// State of a socket that listens, as the kernel prints it.
 const LISTEN: &str = "0A";
 
-/// A process that listens.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Listener {
+/// The process of a target.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Process {
     /// Its number.
     pub id: i32,
     /// Its name, as the kernel keeps it.
     pub name: String,
-    /// The cores it may use.
+    /// The cores that it may use.
     pub cores: Vec<usize>,
 }
 
@@ -30,7 +31,7 @@ pub struct Listener {
 ///
 /// # Errors
 /// Why there is none, in words.
-pub fn listener(address: SocketAddr) -> Result<Listener, String> {
+pub fn listener(address: SocketAddr) -> Result<Process, String> {
     // Only an address of this machine can be bound to.
     if UdpSocket::bind((address.ip(), 0)).is_err() {
         return Err(format!("{} is another machine's", address.ip()));
@@ -44,15 +45,18 @@ pub fn listener(address: SocketAddr) -> Result<Listener, String> {
     ids.sort_unstable();
     // Of several (a parent and its workers) the first is the oldest.
     let id = *ids.first().ok_or_else(|| format!("the process on {address} is another user's"))?;
-    let name = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default().trim_end().to_owned();
-    Ok(Listener { id, name, cores: cores_of(id) })
+    Ok(Process::of(id))
 }
 
-/// The cores that a process may use; none when it is gone.
-#[must_use]
-pub fn cores_of(id: i32) -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(Pid::from_raw(id)) else { return Vec::new() };
-    (0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect()
+impl Process {
+    /// What is known of a process by its number; one that is gone has no name and no cores.
+    #[must_use]
+    pub fn of(id: i32) -> Process {
+        let name = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default().trim_end().to_owned();
+        let set = sched_getaffinity(Pid::from_raw(id)).unwrap_or_default();
+        let cores = (0..CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).collect();
+        Process { id, name, cores }
+    }
 }
 
 fn process_ids() -> impl Iterator<Item = i32> {

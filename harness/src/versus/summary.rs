@@ -4,8 +4,9 @@ use std::fmt::{self, Write as _};
 
 use anyhow::{Context, Result};
 
+use super::process::Process;
 use super::promise::Promise;
-use super::target::{Facts, Process};
+use super::target::Facts;
 use crate::comparison::median;
 use crate::record::{CellRecord, RunRecord};
 use crate::recorder::{Latencies, Recorder};

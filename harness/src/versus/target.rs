@@ -16,7 +16,7 @@ use anyhow::Result;
 use ringlog::{Egress, Ingress};
 use serde::{Deserialize, Serialize};
 
-use super::process::{Listener, cores_of, listener};
+use super::process::{Process, listener};
 use super::promise::Promise;
 use crate::spec::{Ack, Pair};
 use crate::target::Target;
@@ -53,17 +53,6 @@ pub struct Facts {
     pub promise: Promise,
 }
 
-/// The process of a target.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Process {
-    /// Its number.
-    pub id: i32,
-    /// Its name.
-    pub name: String,
-    /// The cores that it may use.
-    pub cores: Vec<usize>,
-}
-
 impl Asked {
     /// Starts it where it is ours.
     ///
@@ -86,11 +75,8 @@ impl Asked {
     /// Why that cannot be known.
     pub fn process(&self, started: &Target) -> Result<Process, String> {
         match started.process_id() {
-            Some(id) => Ok(Process { id, name: "ringlog-harness".to_owned(), cores: cores_of(id) }),
-            None => {
-                let Listener { id, name, cores } = listener(started.address())?;
-                Ok(Process { id, name, cores })
-            }
+            Some(id) => Ok(Process::of(id)),
+            None => listener(started.address()),
         }
     }
 
