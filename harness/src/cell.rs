@@ -37,7 +37,7 @@ use crate::progress::Progress;
 use crate::record::CellRecord;
 use crate::residency::{Residency, ResidencyPair, drop_logs_from_cache, each_log};
 use crate::schedule::{Cell, WARM_UP_SECONDS};
-use crate::spec::{Load, RunSpec};
+use crate::spec::{Load, READ_BACK_AT_ONCE, RunSpec};
 use crate::target::Target;
 use crate::units::Pace;
 use crate::verify::Sent;
@@ -78,6 +78,25 @@ pub struct CellRun {
     pub made: Option<Rc<Made>>,
     /// Where progress is shown.
     pub progress: Rc<RefCell<Progress<io::Stderr>>>,
+    /// What is not the same for all who run cells.
+    pub terms: CellTerms,
+}
+
+/// What is not the same for all who run cells.
+#[derive(Clone, PartialEq, Debug)]
+pub struct CellTerms {
+    /// Before the measured time, at the cell's own pace.
+    pub warm_up_seconds: f64,
+    /// The topic, where it is not named after the cell's number alone: on somebody's broker that may be another's.
+    pub topic: Option<String>,
+    /// Whether latencies of a closed loop are kept: what a request takes while every window is full.
+    pub latencies_at_saturation: bool,
+}
+
+impl Default for CellTerms {
+    fn default() -> CellTerms {
+        CellTerms { warm_up_seconds: WARM_UP_SECONDS, topic: None, latencies_at_saturation: false }
+    }
 }
 
 /// What was read when the measured time began or ended.
@@ -137,9 +156,9 @@ impl CellRun {
 
     /// Producers, with consumers at the tail or after the measured time.
     async fn produce(&self, failure: &Failure) -> Result<CellRecord> {
-        let topic = topic_of(&self.cell);
+        let topic = self.terms.topic.clone().unwrap_or_else(|| topic_of(&self.cell));
         self.create_topic(&topic).await?;
-        let begin_ns = self.ring.now().0 + (WARM_UP_SECONDS * 1e9) as u64;
+        let begin_ns = self.ring.now().0 + (self.terms.warm_up_seconds * 1e9) as u64;
         let measured = begin_ns..begin_ns + (self.seconds * 1e9) as u64;
         let at_tail = self.cell.load == Load::Tail;
         let tail_readers = at_tail.then(|| self.start_followers(&topic, measured.clone(), failure));
@@ -158,14 +177,25 @@ impl CellRun {
 
         let produced = self.last_answers(producing).await?;
         self.note_produced(&mut record, &produced);
-        let (readers, patience) = match tail_readers {
-            Some(readers) => (readers, DRAIN_PATIENCE),
+        let ends = end_offsets(&produced);
+        match tail_readers {
+            Some(readers) => {
+                self.finish_reading(&readers, &ends, DRAIN_PATIENCE, &mut record).await;
+                readers.close(&produced, &mut record);
+            }
             // Nothing can be read back from a floor: it has no log.
-            None if self.cell.row.is_floor() => return Ok(record),
-            None => (self.start_readers(&topic, 1, 0..0, failure), WHOLE_LOG_PATIENCE),
-        };
-        self.finish_reading(&readers, &end_offsets(&produced), patience, &mut record).await;
-        readers.close(&produced, &mut record);
+            None if self.cell.row.is_floor() => {}
+            None => {
+                let partitions = self.spec.partitions;
+                for first in (0..partitions).step_by(READ_BACK_AT_ONCE as usize) {
+                    let some = first..partitions.min(first + READ_BACK_AT_ONCE);
+                    let terms = self.consumer_terms(&topic, 0..0);
+                    let readers = self.start_consumers(terms, self.cell.index, some, 1, failure);
+                    self.finish_reading(&readers, &ends, WHOLE_LOG_PATIENCE, &mut record).await;
+                    readers.close(&produced, &mut record);
+                }
+            }
+        }
         Ok(record)
     }
 
@@ -264,7 +294,7 @@ impl CellRun {
     fn start_behind(&self, filled: &Filled, from_ns: u64, failure: &Failure) -> Readers {
         let count = self.cell.load.behind(self.spec.consumers);
         let terms = self.consumer_terms(&filled.topic, from_ns..u64::MAX);
-        self.start_consumers(terms, filled.run, count, failure)
+        self.start_consumers(terms, filled.run, 0..self.spec.partitions, count, failure)
     }
 
     async fn finish_behind(&self, readers: &Readers, filled: &Filled, record: &mut CellRecord) -> Vec<u64> {
@@ -290,11 +320,7 @@ impl CellRun {
     fn start_followers(&self, topic: &str, measured: Range<u64>, failure: &Failure) -> Readers {
         let terms = ConsumerTerms { end_to_end: true, ..self.consumer_terms(topic, measured) };
         let count = self.cell.load.following(self.spec.consumers);
-        self.start_consumers(terms, self.cell.index, count, failure)
-    }
-
-    fn start_readers(&self, topic: &str, count: u32, measured: Range<u64>, failure: &Failure) -> Readers {
-        self.start_consumers(self.consumer_terms(topic, measured), self.cell.index, count, failure)
+        self.start_consumers(terms, self.cell.index, 0..self.spec.partitions, count, failure)
     }
 
     fn consumer_terms(&self, topic: &str, measured: Range<u64>) -> ConsumerTerms {
@@ -310,10 +336,17 @@ impl CellRun {
         }
     }
 
-    /// `count` readers of each partition, whose records carry the number `run`.
-    fn start_consumers(&self, terms: ConsumerTerms, run: u32, count: u32, failure: &Failure) -> Readers {
+    /// `count` readers of each of these partitions, whose records carry the number `run`.
+    fn start_consumers(
+        &self,
+        terms: ConsumerTerms,
+        run: u32,
+        partitions: Range<u32>,
+        count: u32,
+        failure: &Failure,
+    ) -> Readers {
         let (terms, spec) = (Rc::new(terms), &self.spec);
-        let partitions = (0..spec.partitions).flat_map(|partition| (0..count).map(move |_| partition));
+        let partitions = partitions.flat_map(|partition| (0..count).map(move |_| partition));
         let consumers: Vec<Rc<Consumer>> =
             partitions.map(|partition| Rc::new(Consumer::new(partition, run, spec.producers))).collect();
         for consumer in &consumers {
@@ -455,7 +488,7 @@ impl CellRun {
             for (error, count) in &one.errors {
                 *record.errors.entry(error.clone()).or_default() += count;
             }
-            if matches!(self.cell.pace, Pace::Rate(_)) {
+            if self.terms.latencies_at_saturation || matches!(self.cell.pace, Pace::Rate(_)) {
                 record.produce.add(&one.latencies);
             }
         }

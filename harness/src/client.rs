@@ -1,6 +1,6 @@
 //! One connection of the load: frames out of leases, frames into leases.
 //!
-//! It sits on the engine's ring and the broker's wire codec and knows nothing of producers and consumers. Requests on
+//! It sits on the engine's ring and knows nothing of producers and consumers; rare requests are in [`crate::admin`]. Those on
 //! the hot path are prepared in the caller's lease and leave in one send; answers are read in place, out of a buffer
 //! that never moves. Nothing is allocated per request.
 //!
@@ -10,35 +10,20 @@
 //! ```
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use ringlog::sys::{Lease, LeaseMut, Ring, Socket};
-use ringlog_broker::wire::create_topics::{
-    CreatableTopic, CreatableTopicConfig, CreateTopicsRequest, CreateTopicsResponse,
-};
-use ringlog_broker::wire::metadata::{MetadataRequest, MetadataRequestTopic, MetadataResponse};
-use ringlog_broker::wire::{
-    Encode, Encoder, Message, PREFIX_BYTES, RequestHeader, decode_response, encode_request,
-};
-
-use crate::waiting::within;
+use ringlog_broker::wire::PREFIX_BYTES;
 
 /// What the load calls itself.
 pub const CLIENT_ID: &str = "ringlog-harness";
-const CREATE_TOPICS_VERSION: i16 = 7;
-const METADATA_VERSION: i16 = 12;
-/// How long the broker may take for something rare.
-const COLD_PATIENCE: Duration = Duration::from_secs(10);
-/// A cold request and its answer are at most this large.
-const COLD_BYTES_MAX: usize = 256 << 10;
 /// More than this missing of a frame is waited for in one operation.
 const WAIT_FOR_ALL_BYTES: usize = 8 << 10;
 
 /// One connection to a broker.
 #[derive(Clone)]
 pub struct Connection {
-    ring: Ring,
+    pub(crate) ring: Ring,
     socket: Socket,
 }
 
@@ -98,60 +83,6 @@ impl Connection {
             }
             self.receive_some(incoming, missing).await?;
         }
-    }
-
-    /// Creates a topic with `partitions`, whose segments are at most of `segment_bytes` if that is said, and waits until the broker says that every one of them has a leader.
-    ///
-    /// # Errors
-    /// The broker's own error, by name, or a connection that broke.
-    pub async fn create_topic(&self, name: &str, partitions: u32, segment_bytes: Option<u64>) -> Result<()> {
-        let segment_bytes = segment_bytes.map(|bytes| bytes.to_string());
-        let config = |value| CreatableTopicConfig { name: "segment.bytes", value: Some(value) };
-        let topic = CreatableTopic {
-            name,
-            num_partitions: i32::try_from(partitions)?,
-            replication_factor: 1,
-            configs: segment_bytes.as_deref().map(config).into_iter().collect(),
-            ..CreatableTopic::default()
-        };
-        let request = CreateTopicsRequest { topics: vec![topic], timeout_ms: 30_000, validate_only: false };
-        let mut incoming = self.incoming(COLD_BYTES_MAX).await?;
-        let answer = self.ask(&mut incoming, CREATE_TOPICS_VERSION, 1, &request).await?;
-        let (_, answer): (_, CreateTopicsResponse<'_>) =
-            decode_response(answer, CREATE_TOPICS_VERSION).context("the answer to CreateTopics")?;
-        for topic in &answer.topics {
-            let why = topic.error_message.as_deref().unwrap_or_default();
-            ensure!(topic.error_code.is_ok(), "creating topic {name}: {} {why}", topic.error_code.name());
-        }
-        let request = MetadataRequest {
-            topics: Some(vec![MetadataRequestTopic { name: Some(name), ..MetadataRequestTopic::default() }]),
-            allow_auto_topic_creation: false,
-            ..MetadataRequest::default()
-        };
-        let answer = self.ask(&mut incoming, METADATA_VERSION, 2, &request).await?;
-        let (_, answer): (_, MetadataResponse<'_>) =
-            decode_response(answer, METADATA_VERSION).context("the answer to Metadata")?;
-        let led = answer.topics.iter().flat_map(|topic| &topic.partitions);
-        let led = led.filter(|partition| partition.error_code.is_ok() && partition.leader_id >= 0).count();
-        ensure!(led == partitions as usize, "topic {name}: {led} of {partitions} partitions have a leader");
-        Ok(())
-    }
-
-    /// Asks something rare and waits for the answer; nothing else may be in flight.
-    async fn ask<'a, Q: Message + Encode>(
-        &self,
-        incoming: &'a mut Incoming,
-        version: i16,
-        correlation_id: i32,
-        request: &Q,
-    ) -> Result<&'a [u8]> {
-        let mut lease = self.ring.lease(COLD_BYTES_MAX).await.context("memory for a request")?;
-        let header = RequestHeader { api: Q::API, version, correlation_id, client_id: Some(CLIENT_ID) };
-        let bytes = encode_request(&mut Encoder::fixed(&mut lease), &header, request)?;
-        self.send(lease.freeze().slice(0..bytes as usize)).await?;
-        within(&self.ring, COLD_PATIENCE, self.receive(incoming))
-            .await
-            .with_context(|| format!("no answer to {} within {COLD_PATIENCE:?}", Q::API.name()))?
     }
 
     async fn receive_some(&self, incoming: &mut Incoming, missing: usize) -> Result<()> {

@@ -23,7 +23,7 @@ use ringlog::transfer::CopyProfile;
 use ringlog::{Egress, Ingress};
 use serde_json::Value;
 
-use crate::cell::{CellRun, followed_topic_of, topic_of};
+use crate::cell::{CellRun, CellTerms, followed_topic_of, topic_of};
 use crate::environment::{Environment, allowed_cores, let_disk_settle};
 use crate::floor::stored::{Made, make};
 use crate::floor::validity::Validity;
@@ -102,7 +102,7 @@ pub fn compare(told: Compare) -> Result<bool> {
             Some(address) => Target::Wire(address),
             None => {
                 let data_dir = data.0.join(row.to_string());
-                Target::start_child(row, &spec.ack.to_string(), None, server_core, &data_dir, &out)?
+                Target::start_child(row, &spec.ack.to_string(), &[], server_core, &data_dir, &out)?
             }
         }));
     }
@@ -113,8 +113,10 @@ pub fn compare(told: Compare) -> Result<bool> {
         Some(address) => Target::Wire(address),
         None => {
             let data_dir = data.0.join(format!("{first}-again"));
-            let ack = spec.ack.to_string();
-            Target::start_child(first, &ack, handicap_percent, server_core, &data_dir, &out)?
+            let percent = handicap_percent.map(|percent| percent.to_string());
+            let more: Vec<&str> =
+                percent.iter().flat_map(|percent| ["--handicap-percent", percent]).collect();
+            Target::start_child(first, &spec.ack.to_string(), &more, server_core, &data_dir, &out)?
         }
     }));
 
@@ -125,6 +127,7 @@ pub fn compare(told: Compare) -> Result<bool> {
         client_core,
         floor_validity,
         declared: declared(),
+        versus: None,
         cells: Vec::new(),
         complete: false,
         spec,
@@ -188,6 +191,7 @@ fn run_cells(
             target: target.clone(),
             made,
             progress: progress.clone(),
+            terms: CellTerms::default(),
         };
         let_disk_settle(&floors.data);
         let before = target.borrow_mut().counters()?;

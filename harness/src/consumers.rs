@@ -20,7 +20,7 @@ use crate::verify::{Account, Findings, Sent};
 use crate::waiting::{Signal, unless};
 
 /// The last version in which topics go by name.
-const VERSION: i16 = 12;
+pub(crate) const VERSION: i16 = 12;
 /// How long the broker may wait for bytes.
 const WAIT_MS: i32 = 500;
 /// Bytes asked for at once: with the rest of the answer they fill a lease of 1 MiB.

@@ -41,6 +41,7 @@ pub mod summary;
 pub mod tables;
 
 // The load, and what it is put on.
+pub mod admin;
 pub mod arms;
 pub mod cell;
 pub mod client;
@@ -51,4 +52,5 @@ pub mod floor;
 pub mod handicap;
 pub mod producers;
 pub mod target;
+pub mod versus;
 pub mod waiting;

@@ -12,6 +12,7 @@ use ringlog_harness::doctor::{Doctor, doctor};
 use ringlog_harness::floor::{ServeFloor, serve_floor};
 use ringlog_harness::record::{RunRecord, write_whole};
 use ringlog_harness::target::{ServeChild, serve_child};
+use ringlog_harness::versus::{Versus, Warm, versus, warm};
 use ringlog_harness::{guide, report};
 
 /// Loads, zero-copy strategies compared, copies counted, reports.
@@ -28,6 +29,10 @@ enum Command {
     Compare(Box<Compare>),
     /// Compare our ring with blocking threads, epoll and a runtime, and with itself set up otherwise
     Arms(Box<Arms>),
+    /// Measure two brokers on one workload: ours, Apache Kafka, any that speaks its protocol
+    Versus(Box<Versus>),
+    /// Put a broker under full load for a while, so that it is not measured cold
+    Warm(Warm),
     /// Say what this host offers and refuses, what the engine will choose, and what would improve it
     Doctor(Doctor),
     /// Make the page of a kept run again, from its run.json
@@ -58,6 +63,14 @@ fn main() -> Result<ExitCode> {
             false => Ok(ExitCode::FAILURE),
         },
         Command::Arms(told) => match arms(&told)? {
+            true => Ok(ExitCode::SUCCESS),
+            false => Ok(ExitCode::FAILURE),
+        },
+        Command::Versus(told) => match versus(&told)? {
+            true => Ok(ExitCode::SUCCESS),
+            false => Ok(ExitCode::FAILURE),
+        },
+        Command::Warm(told) => match warm(&told)? {
             true => Ok(ExitCode::SUCCESS),
             false => Ok(ExitCode::FAILURE),
         },

@@ -29,7 +29,7 @@ use crate::verify::Sent;
 use crate::waiting::{Signal, start};
 
 /// The last version in which topics go by name.
-const VERSION: i16 = 12;
+pub(crate) const VERSION: i16 = 12;
 /// Where batches begin in a slot's lease: room for everything that comes before one.
 const BATCH_AT: usize = 1024;
 /// Room behind the batch for tagged fields.

@@ -22,6 +22,7 @@ use crate::residency::ResidencyPair;
 use crate::schedule::{Cell, Plan};
 use crate::spec::RunSpec;
 use crate::verify::Findings;
+use crate::versus::VersusFacts;
 
 /// The shape of `run.json`; another number means that older readers cannot read it.
 pub const FORMAT: u32 = 1;
@@ -46,6 +47,9 @@ pub struct RunRecord {
     pub floor_validity: Option<Validity>,
     /// What each strategy says of itself, by `ingress/NAME` and `egress/NAME`.
     pub declared: BTreeMap<String, DeclaredCopies>,
+    /// The workload and the targets of a run of two; absent from others.
+    #[serde(default)]
+    pub versus: Option<VersusFacts>,
     /// What was measured, in the order it ran.
     pub cells: Vec<CellRecord>,
     /// Whether all cells ran.
@@ -283,6 +287,7 @@ pub(crate) mod tests {
             client_core: 1,
             floor_validity: None,
             declared: declared.map(|(name, copies)| (name.to_owned(), copies)).into(),
+            versus: None,
             cells,
             complete: true,
         }

@@ -226,6 +226,8 @@ impl Load {
 pub const FAN_OUT: u32 = 8;
 /// More connections than this do not fit a process's usual limit of descriptors, server's and load's.
 pub const CONNECTIONS_MAX: u32 = 4096;
+/// Partitions of producers alone that are read back at once: a reader has a connection and 1 MiB.
+pub const READ_BACK_AT_ONCE: u32 = 64;
 /// More requests in flight on a connection than any Kafka client has.
 pub const WINDOW_MAX: u32 = 1024;
 
@@ -325,7 +327,9 @@ impl RunSpec {
         for load in &self.loads {
             let RunSpec { producers, partitions, consumers, .. } = self;
             let readers = load.behind(*consumers) + load.following(*consumers).max(1);
-            let connections = u64::from(*producers) + u64::from(*partitions) * u64::from(readers);
+            let read =
+                if *load == Load::Produce { (*partitions).min(READ_BACK_AT_ONCE) } else { *partitions };
+            let connections = u64::from(*producers) + u64::from(read) * u64::from(readers);
             refuse_when(connections > u64::from(CONNECTIONS_MAX), || {
                 format!(
                     "--producers {producers} and --partitions {partitions} x --consumers {consumers} are {connections} \

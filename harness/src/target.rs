@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use ringlog::shard::Stage;
+use ringlog::shard::{Commit, Stage};
 use ringlog::sys::topology::pin_to;
 use ringlog::{Ack, Egress, Engine, EngineConfig, EngineCounters, Ingress, Shard, block_on};
 use ringlog_broker::BrokerConfig;
@@ -55,6 +55,9 @@ pub struct ServeChild {
     /// What an answer to a producer promises
     #[arg(long)]
     ack: Ack,
+    /// Where appends that must be durable are safe first
+    #[arg(long)]
+    commit: Option<Commit>,
     /// The core to run on
     #[arg(long)]
     core: usize,
@@ -84,21 +87,20 @@ pub struct Server {
 }
 
 impl Target {
-    /// Starts the broker for a row.
+    /// Starts the broker for a row; `more` are further words of [`ServeChild`].
     ///
     /// # Errors
     /// When it does not come up; its own words are in the error.
     pub fn start_child(
         row: &Pair,
         ack: &str,
-        handicap_percent: Option<f64>,
+        more: &[&str],
         core: usize,
         data_dir: &Path,
         logs: &Path,
     ) -> Result<Target> {
         let mut words = vec!["--ingress", &row.ingress, "--egress", &row.egress, "--ack", ack];
-        let percent = handicap_percent.map(|percent| percent.to_string());
-        words.extend(percent.iter().flat_map(|percent| ["--handicap-percent", percent]));
+        words.extend(more);
         Target::start("serve-child", &words, row, core, data_dir, logs)
     }
 
@@ -340,6 +342,9 @@ pub fn serve_child(told: &ServeChild) -> Result<()> {
     config.shard.trusted_producers = !told.ingress.checks_payload();
     config.shard.egress = told.egress;
     config.shard.topic_defaults.ack = told.ack;
+    if let Some(commit) = told.commit {
+        config.shard.commit = commit;
+    }
     config.shard.topic_defaults.log.batch_bytes_max = BATCH_BYTES_MAX as u32;
     let engine = Engine::open(config).with_context(|| format!("opening {}", told.data_dir.display()))?;
     eprintln!("{}", engine.capabilities());

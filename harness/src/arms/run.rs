@@ -15,7 +15,7 @@ use super::options::describe_plain;
 use super::tables::{Counts, tables};
 use super::{Arm, RingOption};
 use crate::arrivals::Spread;
-use crate::cell::CellRun;
+use crate::cell::{CellRun, CellTerms};
 use crate::compare::{ARENA_BYTES_MAX, DataDirectory, Floors, own_directory};
 use crate::environment::{Environment, allowed_cores, let_disk_settle};
 use crate::keys::KeyDistribution;
@@ -137,6 +137,7 @@ pub fn arms(told: &Arms) -> Result<bool> {
         client_core,
         floor_validity: None,
         declared: Default::default(),
+        versus: None,
         cells: Vec::new(),
         complete: false,
         spec,
@@ -342,6 +343,7 @@ impl Run<'_> {
             target: server.clone(),
             made,
             progress: self.progress.clone(),
+            terms: CellTerms::default(),
         };
         let_disk_settle(&self.floors.data);
         match run.run().with_context(|| format!("cell {cell}")) {
