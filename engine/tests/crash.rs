@@ -57,12 +57,14 @@ enum Operation {
     MoveLogStart,
 }
 
+/// A topic's name, the event at which its deletion was asked for, and the one at which that was over.
+type Deletion = (String, usize, Option<usize>);
+
 struct Run {
     recording: Recording,
     accepted: Vec<Accepted>,
     surgeries: Vec<Surgery>,
-    /// Deletions of topics: from when on, and when they were over.
-    deletions: Vec<(String, usize, Option<usize>)>,
+    deletions: Vec<Deletion>,
     ingress: Ingress,
     commit: Commit,
     mutant: Mutant,
@@ -154,7 +156,7 @@ fn record(seed: u64, mistake: Mistake) -> Run {
     let rings: Vec<Ring> = (0..shards).map(|_| world.ring(arena)).collect();
     let accepted: Rc<RefCell<Vec<Accepted>>> = Rc::default();
     let surgeries: Rc<RefCell<Vec<Surgery>>> = Rc::default();
-    let deletions: Rc<RefCell<Vec<(String, usize, Option<usize>)>>> = Rc::default();
+    let deletions: Rc<RefCell<Vec<Deletion>>> = Rc::default();
     let (main, list, clock) = (rings[0].clone(), accepted.clone(), world.clone());
     let (cuts, gone) = (surgeries.clone(), deletions.clone());
     let all = rings.clone();
@@ -247,7 +249,7 @@ async fn operate(
     clock: World,
     seed: u64,
     surgeries: Rc<RefCell<Vec<Surgery>>>,
-    deletions: Rc<RefCell<Vec<(String, usize, Option<usize>)>>>,
+    deletions: Rc<RefCell<Vec<Deletion>>>,
 ) {
     let mut random = fastrand::Rng::with_seed(seed ^ 0x0b5);
     let ring = shards[0].ring().clone();
