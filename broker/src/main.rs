@@ -212,6 +212,7 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
         told.egress,
         told.ack
     );
+    println!("{}", commit_words(told));
     println!(
         "a flush {}",
         match flushes {
@@ -258,10 +259,43 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
             )
         })
         .collect();
+    for (core, journal) in cores.iter().zip(counters.iter().map(|counted| counted.shard.journal)) {
+        if journal.rounds + journal.full_rounds > 0 {
+            println!(
+                "journal of core {core}: {} rounds of {} frames, {} MiB; {} times much of a partition went to its segment, \
+                 {} times no file was free; {} files used again",
+                journal.rounds,
+                journal.frames,
+                journal.bytes >> 20,
+                journal.direct_rounds,
+                journal.full_rounds,
+                journal.recycled_files
+            );
+        }
+    }
     if cores.len() > 1 {
         println!("requests between cores: {}", crossed.join("; "));
     }
     Ok(())
+}
+
+/// Where what must be durable is safe first.
+fn commit_words(told: &Serve) -> String {
+    let journal = JournalConfig { round_bytes_max: told.journal_round_bytes, ..JournalConfig::default() };
+    match told.commit {
+        Commit::Files => "durable appends are committed in their segments, one flush for each".to_owned(),
+        Commit::Journal if !told.ingress.is_direct() => format!(
+            "durable appends are committed in their segments, one flush for each: ingress {} keeps nothing in memory that a \
+             journal could be destaged from",
+            told.ingress
+        ),
+        Commit::Journal => format!(
+            "durable appends are committed in a journal, one flush for all: batches of up to {} KiB, up to {} KiB of a \
+             partition at a time; others in their segments",
+            journal.batch_bytes_max >> 10,
+            journal.round_bytes_max >> 10
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -224,7 +224,7 @@ fn record(seed: u64, mistake: Mistake) -> Run {
         }
         let operating = Rc::new(Cell::new(mistake != Mistake::ReuseMemory));
         if operating.get() {
-            let work = operate(shards.clone(), clock.clone(), seed, cuts, gone);
+            let work = operate(shards.clone(), clock.clone(), seed, mistake, cuts, gone);
             let operating = operating.clone();
             main.spawn(async move {
                 work.await;
@@ -248,12 +248,15 @@ async fn operate(
     shards: Vec<Shard>,
     clock: World,
     seed: u64,
+    mistake: Mistake,
     surgeries: Rc<RefCell<Vec<Surgery>>>,
     deletions: Rc<RefCell<Vec<Deletion>>>,
 ) {
     let mut random = fastrand::Rng::with_seed(seed ^ 0x0b5);
     let ring = shards[0].ring().clone();
-    for round in 0..random.usize(0..5) {
+    // A mistake about cuts shows where logs are cut.
+    let cuts_only = mistake == Mistake::Engine(Mutant::ReplayVoid);
+    for round in 0..if cuts_only { 5 } else { random.usize(0..5) } {
         ring.sleep(Duration::from_micros(random.u64(..6000))).await;
         let partition = random.usize(..PARTITIONS);
         let topic = shards[0].topic(TOPIC).unwrap();
@@ -270,7 +273,7 @@ async fn operate(
         };
         let place = surgeries.borrow().len();
         match random.u8(..3) {
-            0 => {
+            kind if kind == 0 || cuts_only => {
                 surgeries.borrow_mut().push(note);
                 let at = there.truncate_to(Offset(between)).await.unwrap();
                 surgeries.borrow_mut()[place].at = at.0;

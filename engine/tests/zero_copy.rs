@@ -18,7 +18,7 @@ use ringlog::types::{Offset, Timestamp};
 
 use pieces::read;
 
-const ARENA: u64 = 16 << 20;
+const ARENA: u64 = 20 << 20;
 const BATCH_BYTES: usize = 100_000;
 const SENT: i64 = 5;
 const APPENDS_MIN: u32 = 60;

@@ -6,18 +6,19 @@ use std::fmt::Debug;
 
 use ringlog::TopicConfig;
 use ringlog::log::{
-    EpochCache, INDEX_ENTRY_BYTES, MetaProperties, OffsetCheckpoint, OffsetIndex, PartitionMetadata,
-    TIME_INDEX_ENTRY_BYTES, TimeIndex, TopicRegistry, check_topic_name, parse_partition_dir_name,
+    EpochCache, Frame, FrameKind, INDEX_ENTRY_BYTES, JOURNAL_BLOCK, JournalFile, JournalScan, LogPoint,
+    MetaProperties, OffsetCheckpoint, OffsetIndex, PartitionMetadata, TIME_INDEX_ENTRY_BYTES, TimeIndex,
+    TopicRegistry, UNIT_BYTES_MAX, UnitBuilder, UnitStamp, check_topic_name, parse_partition_dir_name,
     parse_segment_file_name, partition_dir_name, segment_file_name,
 };
-use ringlog::types::{Epoch, Offset, Position, Timestamp};
+use ringlog::types::{Epoch, Offset, PartitionId, Position, ShardId, Timestamp, TopicId};
 
 use crate::input::Input;
 
 /// See the module's words.
 pub fn check(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    match input.byte() % 9 {
+    match input.byte() % 10 {
         0 => meta_properties(&text(&mut input)),
         1 => {
             stays(&text(&mut input), PartitionMetadata::parse, PartitionMetadata::format);
@@ -28,7 +29,61 @@ pub fn check(bytes: &[u8]) {
         5 => offset_index(&mut input),
         6 => time_index(&mut input),
         7 => names(&text(&mut input)),
-        _ => settings(&text(&mut input)),
+        8 => settings(&text(&mut input)),
+        _ => journal(&mut input),
+    }
+}
+
+/// A journal file with units and frames of sizes that the input gives, then damaged as it says: what is found sound is what
+/// was written, and lies where it says.
+fn journal(input: &mut Input<'_>) {
+    let file = JournalFile { directory: TopicId([3; 16]), start: 5, shard: ShardId(1), number: 2 };
+    let (mut bytes, mut written) = (file.encode().to_vec(), Vec::new());
+    let mut buffer = vec![0; UNIT_BYTES_MAX];
+    for sequence in 1..=u64::from(input.byte() % 5) {
+        let mut unit = UnitBuilder::new(UnitStamp { start: file.start, number: file.number, sequence });
+        for _ in 0..input.byte() % 4 {
+            let batches = vec![input.byte(); usize::from(input.byte()) * 37];
+            let place = written.len() as i64;
+            let frame = Frame {
+                kind: if input.byte() % 8 == 0 { FrameKind::Void } else { FrameKind::Batches },
+                partition: PartitionId { topic: TopicId([input.byte(); 16]), index: i32::from(input.byte()) },
+                epoch: Epoch(1),
+                from: LogPoint {
+                    offset: Offset(place),
+                    segment: Offset(0),
+                    position: Position(place as u64),
+                },
+                next_offset: Offset(place + 1),
+                after: Offset(0),
+                bytes: batches.len() as u32,
+            };
+            unit.begin(frame);
+            unit.push(&mut buffer, &batches);
+            unit.end(&mut buffer);
+            written.push((frame, sequence, batches));
+        }
+        let whole = unit.seal(&mut buffer);
+        bytes.extend_from_slice(&buffer[..whole]);
+    }
+    let whole = bytes.len();
+    for chunk in input.rest().chunks_exact(4) {
+        let at = usize::from(u16::from_be_bytes([chunk[0], chunk[1]])) * 7 % whole;
+        bytes[at] ^= chunk[2];
+        if chunk[3] == 0xff {
+            bytes.truncate(at.max(JOURNAL_BLOCK));
+            bytes.resize(whole, chunk[2]);
+        }
+    }
+    let Some(found) = JournalFile::decode(&bytes) else { return };
+    let mut scan = JournalScan::new(found, whole as u64);
+    while let Some((at, length)) = scan.wants() {
+        scan.feed(&bytes[at as usize..][..length]);
+    }
+    for found in scan.finish().frames.iter().filter(|found| found.sound) {
+        let (frame, sequence, batches) = &written[found.frame.from.offset.0 as usize];
+        assert_eq!((found.frame, found.sequence), (*frame, *sequence));
+        assert_eq!(&bytes[found.at as usize..][..batches.len()], &batches[..]);
     }
 }
 
