@@ -48,6 +48,7 @@ pub mod compare;
 pub mod consumers;
 pub mod copies;
 pub mod floor;
+pub mod guest;
 pub mod handicap;
 pub mod producers;
 pub mod target;
