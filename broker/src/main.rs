@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
+use ringlog::shard::{Commit, ShardConfig};
 use ringlog::sys::{Flushes, topology};
 use ringlog::{Ack, Egress, Engine, EngineConfig, Ingress, TopicConfig, block_on};
 use ringlog_broker::{BrokerConfig, start};
@@ -48,6 +49,9 @@ struct Serve {
     /// What an append waits for unless its topic says otherwise: memory, written, durable.
     #[arg(long, default_value_t = Ack::Durable)]
     ack: Ack,
+    /// Where appends that must be durable are safe first: journal, files.
+    #[arg(long, default_value_t = ShardConfig::new("").commit)]
+    commit: Commit,
     /// Partitions of topics that are created without a number.
     #[arg(long, default_value_t = 1)]
     partitions: i32,
@@ -177,6 +181,7 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     config.shard.ingress = told.ingress;
     config.shard.trusted_producers = told.trusted_producers;
     config.shard.egress = told.egress;
+    config.shard.commit = told.commit;
     config.shard.node_id = told.node_id;
     // Through the names that topics use, so that nonsense is refused in the same words.
     let settings = [

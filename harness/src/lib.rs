@@ -50,6 +50,7 @@ pub mod copies;
 pub mod floor;
 pub mod guest;
 pub mod handicap;
+pub mod powercut;
 pub mod producers;
 pub mod target;
 pub mod waiting;
