@@ -29,7 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A load under way.
 pub struct Load {
     producers: Vec<(TcpStream, JoinHandle<Produced>)>,
-    values: Arc<Values>,
 }
 
 /// What one producer did.
@@ -60,15 +59,24 @@ struct Producer {
 }
 
 impl Load {
-    /// Starts all producers where `account` says that each goes on.
+    /// Starts all producers where `account` says that each goes on; `ready` is called when all of them are connected and
+    /// none has sent anything.
     ///
     /// # Errors
     /// When the broker cannot be reached.
-    pub fn start(address: SocketAddr, account: &Account, values: Values, seed: u64) -> Result<Load> {
+    pub fn start(
+        address: SocketAddr,
+        account: &Account,
+        values: Values,
+        seed: u64,
+        ready: impl FnOnce(),
+    ) -> Result<Load> {
         let values = Arc::new(values);
         let mut producers = Vec::new();
-        for producer in 0..PRODUCERS {
-            let client = Client::open(address, TOPIC, PATIENCE)?;
+        let clients = (0..PRODUCERS).map(|_| Client::open(address, TOPIC, PATIENCE));
+        let clients: Vec<Client> = clients.collect::<Result<_>>()?;
+        ready();
+        for (producer, client) in (0..).zip(clients) {
             let socket = client.socket()?;
             let ends = account.sent(producer);
             let produced = Produced { producer, ends, acknowledged: Vec::new(), refused: BTreeMap::new() };
@@ -77,7 +85,7 @@ impl Load {
                 Producer { client, values: values.clone(), random, in_flight: VecDeque::new(), produced };
             producers.push((socket, thread::spawn(move || producer.run())));
         }
-        Ok(Load { producers, values })
+        Ok(Load { producers })
     }
 
     /// Ends all producers and hands their account over.
@@ -99,7 +107,6 @@ impl Load {
                 *loaded.refused.entry(error).or_default() += times;
             }
         }
-        drop(self.values);
         loaded
     }
 }

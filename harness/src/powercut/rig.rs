@@ -22,11 +22,11 @@ const MEMORY_MIB: u32 = 640;
 /// Cuts of one data directory; then a new one, so that reading all of it stays short.
 const CUTS_OF_A_DIRECTORY: u32 = 12;
 /// And of so many records.
-const RECORDS_MAX: u64 = 150_000;
+const RECORDS_MAX: u64 = 100_000;
 /// Segments roll under the load.
 const SEGMENT_BYTES: u64 = 2 << 20;
 /// A fuse is of 1 to so many writes, most of them short ones.
-const FUSE_WRITES_MAX: f64 = 1500.0;
+const FUSE_WRITES_MAX: f64 = 3000.0;
 /// During a recovery, that does not write as much.
 const RECOVERY_FUSE_WRITES_MAX: f64 = 60.0;
 /// One recovery in so many has a fuse of its own.
@@ -319,9 +319,9 @@ impl Rig {
         machine: &mut Machine,
         cycle: &mut Cycle,
     ) -> Result<Option<Cut>> {
-        let load = Load::start(address, &self.account, self.values(), self.random.u64(..))?;
         cycle.fuse = self.fuse(FUSE_WRITES_MAX);
-        disk.light(cycle.fuse);
+        let seed = self.random.u64(..);
+        let load = Load::start(address, &self.account, self.values(), seed, || disk.light(cycle.fuse))?;
         let deadline = Instant::now() + LOAD_MAX;
         let cut = loop {
             if let Some(cut) = disk.cut(LOOK)? {
