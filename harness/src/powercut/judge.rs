@@ -22,8 +22,8 @@ const TOLD_MAX: usize = 3;
 /// What must not happen.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
-    /// The guest, its file system or the broker did not come back.
-    NoStart,
+    /// The guest, its file system or the broker did not come back, or did not stay.
+    Down,
     /// A partition cannot be read to its end.
     Unreadable,
     /// A required record is not at its offset.

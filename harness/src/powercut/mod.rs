@@ -109,27 +109,24 @@ struct Sums {
 /// # Errors
 /// When guests or disks could not be made; violations are no error but an exit status.
 pub fn powercut(told: &PowerCut) -> Result<ExitCode> {
-    let (tell, cycles) = mpsc::channel();
-    for number in 0..told.jobs {
-        let (told, tell) = (told.clone(), tell.clone());
-        let cuts = told.cuts / told.jobs + u32::from(number < told.cuts % told.jobs);
-        thread::spawn(move || {
-            if let Err(error) = cut_again(&told, number, cuts, &tell) {
-                // Nobody listens any more when another rig has ended the run.
-                let _ = tell.send(Err(error));
-            }
-        });
-    }
-    drop(tell);
     let (begun, mut sums) = (Instant::now(), Sums::default());
-    for said in cycles {
-        let (cycle, evidence) = said?;
-        sums.add(&cycle);
-        show(&cycle, sums.cuts, evidence.as_ref());
-        if sums.violated > 0 && told.disk == Honesty::Lies {
-            break;
+    let (tell, cycles) = mpsc::channel();
+    let listened = thread::scope(|scope| {
+        for number in 0..told.jobs {
+            let tell = tell.clone();
+            let cuts = told.cuts / told.jobs + u32::from(number < told.cuts % told.jobs);
+            scope.spawn(move || {
+                if let Err(error) = cut_again(told, number, cuts, &tell) {
+                    // Nobody listens any more when another rig has ended the run.
+                    let _ = tell.send(Err(error));
+                }
+            });
         }
-    }
+        drop(tell);
+        // With nobody listening every rig ends after its guest, so that none is left running.
+        sums.listen(told.disk, cycles)
+    });
+    listened?;
     let seconds = begun.elapsed().as_secs_f64();
     let mode =
         format!("{}, {:?} disk, commit {}, seed {}", told.fs.name(), told.disk, told.commit, told.seed);
@@ -215,6 +212,19 @@ fn show(cycle: &Cycle, number: u64, evidence: Option<&PathBuf>) {
 }
 
 impl Sums {
+    /// Takes and shows what rigs say until they have ended, or a lie was caught.
+    fn listen(&mut self, disk: Honesty, cycles: mpsc::Receiver<Told>) -> Result<()> {
+        for said in cycles {
+            let (cycle, evidence) = said?;
+            self.add(&cycle);
+            show(&cycle, self.cuts, evidence.as_ref());
+            if self.violated > 0 && disk == Honesty::Lies {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn add(&mut self, cycle: &Cycle) {
         if let Some(cut) = &cycle.cut {
             self.cuts += 1;

@@ -1,7 +1,8 @@
 //! One guest after another on one disk: load, cut, recover, judge.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -25,10 +26,10 @@ const CUTS_OF_A_DIRECTORY: u32 = 12;
 const RECORDS_MAX: u64 = 100_000;
 /// Segments roll under the load.
 const SEGMENT_BYTES: u64 = 2 << 20;
-/// A fuse is of 1 to so many writes, most of them short ones.
-const FUSE_WRITES_MAX: f64 = 3000.0;
+/// A fuse is of so many writes, most of them short ones; before that few producers have been answered.
+const FUSE_WRITES: Range<f64> = 30.0..3000.0;
 /// During a recovery, that does not write as much.
-const RECOVERY_FUSE_WRITES_MAX: f64 = 60.0;
+const RECOVERY_FUSE_WRITES: Range<f64> = 1.0..60.0;
 /// One recovery in so many has a fuse of its own.
 const RECOVERY_CUTS: u32 = 4;
 /// From the start of a guest to a broker that listens, emulated on a busy machine.
@@ -172,8 +173,8 @@ impl Rig {
         Values::new(self.run, self.told.seed)
     }
 
-    fn fuse(&mut self, writes_max: f64) -> u64 {
-        writes_max.powf(self.random.f64()).round() as u64
+    fn fuse(&mut self, writes: Range<f64>) -> u64 {
+        (writes.start * (writes.end / writes.start).powf(self.random.f64())).round() as u64
     }
 
     fn live(&mut self, cut_in_recovery: bool, load: bool, cycle: &mut Cycle) -> Result<()> {
@@ -181,14 +182,15 @@ impl Rig {
         let socket = self.place.join("disk");
         let disk = Disk::serve(&self.image(), &socket, self.told.disk, self.random.u64(..))?;
         if cut_in_recovery {
-            cycle.fuse = self.fuse(RECOVERY_FUSE_WRITES_MAX);
+            cycle.fuse = self.fuse(RECOVERY_FUSE_WRITES);
             disk.light(cycle.fuse);
         }
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        // An address of its own, so that no other rig and no client can be on its port.
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let address = SocketAddr::from(([127, 100 + self.number as u8, high, low], PORT));
         let drive =
             format!("if=none,id=disk,format=raw,cache=none,file=nbd+unix:///?socket={}", socket.display());
-        let net = format!("user,id=wire,hostfwd=tcp:127.0.0.1:{port}-{ADDRESS}:{PORT}");
+        let net = format!("user,id=wire,hostfwd=tcp:{address}-{ADDRESS}:{PORT}");
         let devices = [
             "-drive",
             &drive,
@@ -217,7 +219,10 @@ impl Rig {
             cycle.in_recovery = true;
         } else if cycle.violations.are_none() {
             match self.judge(address, cycle) {
-                Ok(()) if load => cycle.cut = self.load(address, &disk, &mut machine, cycle)?,
+                // What was lost once is not written over.
+                Ok(()) if load && cycle.violations.are_none() => {
+                    cycle.cut = self.load(address, &disk, &mut machine, cycle)?
+                }
                 Ok(()) => {}
                 Err(error) => {
                     cycle.violations.add(Kind::Unreadable, || format!("{error:#}{}", machine.told_last()))
@@ -248,14 +253,12 @@ impl Rig {
             let line = match machine.line(Instant::now() + LOOK) {
                 Ok(None) if Instant::now() < deadline => continue,
                 Ok(None) => {
-                    cycle
-                        .violations
-                        .add(Kind::NoStart, || format!("it took too long{}", machine.told_last()));
+                    cycle.violations.add(Kind::Down, || format!("it took too long{}", machine.told_last()));
                     return Ok(None);
                 }
                 Ok(Some(line)) => line,
                 Err(error) => {
-                    cycle.violations.add(Kind::NoStart, || error.to_string());
+                    cycle.violations.add(Kind::Down, || error.to_string());
                     return Ok(None);
                 }
             };
@@ -270,7 +273,7 @@ impl Rig {
                 }
                 // A guest whose disk is silent does not fail, it waits; one that fails does so by what it has read.
                 Ok(Word::Failed(why)) => {
-                    cycle.violations.add(Kind::NoStart, || format!("{why}{}", machine.told_last()));
+                    cycle.violations.add(Kind::Down, || format!("{why}{}", machine.told_last()));
                     return Ok(None);
                 }
                 Err(_) => machine.remember(line),
@@ -319,7 +322,7 @@ impl Rig {
         machine: &mut Machine,
         cycle: &mut Cycle,
     ) -> Result<Option<Cut>> {
-        cycle.fuse = self.fuse(FUSE_WRITES_MAX);
+        cycle.fuse = self.fuse(FUSE_WRITES);
         let seed = self.random.u64(..);
         let load = Load::start(address, &self.account, self.values(), seed, || disk.light(cycle.fuse))?;
         let deadline = Instant::now() + LOAD_MAX;
@@ -330,20 +333,16 @@ impl Rig {
             match machine.line(Instant::now()) {
                 Ok(None) if Instant::now() < deadline => {}
                 Ok(None) => {
-                    cycle
-                        .violations
-                        .add(Kind::NoStart, || format!("the load is stuck{}", machine.told_last()));
+                    cycle.violations.add(Kind::Down, || format!("the load is stuck{}", machine.told_last()));
                     break None;
                 }
                 Ok(Some(line)) if matches!(serde_json::from_str(&line), Ok(Word::Failed(_))) => {
-                    cycle
-                        .violations
-                        .add(Kind::NoStart, || format!("under load: {line}{}", machine.told_last()));
+                    cycle.violations.add(Kind::Down, || format!("under load: {line}{}", machine.told_last()));
                     break None;
                 }
                 Ok(Some(line)) => machine.remember(line),
                 Err(error) => {
-                    cycle.violations.add(Kind::NoStart, || error.to_string());
+                    cycle.violations.add(Kind::Down, || error.to_string());
                     break None;
                 }
             }
