@@ -27,7 +27,7 @@ const RECORDS_MAX: u64 = 100_000;
 /// Segments roll under the load.
 const SEGMENT_BYTES: u64 = 2 << 20;
 /// A fuse is of so many writes, most of them short ones; before that few producers have been answered.
-const FUSE_WRITES: Range<f64> = 30.0..3000.0;
+const FUSE_WRITES: Range<f64> = 100.0..4000.0;
 /// During a recovery, that does not write as much.
 const RECOVERY_FUSE_WRITES: Range<f64> = 1.0..60.0;
 /// One recovery in so many has a fuse of its own.
