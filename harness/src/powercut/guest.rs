@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use ringlog::shard::Commit;
 use serde::{Deserialize, Serialize};
 
 use crate::guest::{as_init, bring_up, card, load_modules, mount_at, mount_system};
@@ -18,15 +19,18 @@ pub(super) const PORT: u16 = 9092;
 pub(super) const BROKER: &str = "broker";
 const DISK: &str = "/dev/vda";
 
-/// Be the init of a guest: not for people.
+/// Be the init of a guest: not for people. Nothing has a default, for the kernel drops what stands behind a second `--`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Guest {
     /// The disk's file system
     #[arg(long)]
     fs: String,
-    /// What else the broker is told
-    #[arg(last = true)]
-    broker: Vec<String>,
+    /// Where appends are safe first
+    #[arg(long)]
+    commit: Commit,
+    /// Where segments are sealed
+    #[arg(long)]
+    segment_bytes: u64,
 }
 
 /// What is said on the console, a line of JSON each.
@@ -81,7 +85,7 @@ fn run(told: &Guest) -> Result<()> {
     let mut broker = Command::new(format!("/{BROKER}"))
         .args(["serve", "--data-dir", "/data/log", "--ack", "durable"])
         .args(["--listen", &format!("0.0.0.0:{PORT}"), "--advertise", &format!("{ADDRESS}:{PORT}")])
-        .args(&told.broker)
+        .args(["--commit", &told.commit.to_string(), "--segment-bytes", &told.segment_bytes.to_string()])
         .stdout(Stdio::piped())
         .spawn()
         .context("starting the broker")?;

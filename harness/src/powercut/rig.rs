@@ -203,7 +203,7 @@ impl Rig {
         ];
         let commit = self.told.commit;
         let words = format!(
-            "powercut-guest --fs {} -- --commit {commit} --segment-bytes {SEGMENT_BYTES}",
+            "powercut-guest --fs {} --commit {commit} --segment-bytes {SEGMENT_BYTES}",
             self.told.fs.name()
         );
         let mut machine = Machine::start(&Setup {
