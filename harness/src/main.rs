@@ -10,6 +10,7 @@ use ringlog_harness::compare::{Compare, compare};
 use ringlog_harness::copies::{self, Copies, Guest, copies};
 use ringlog_harness::doctor::{Doctor, doctor};
 use ringlog_harness::floor::{ServeFloor, serve_floor};
+use ringlog_harness::powercut::{self, PowerCut, powercut};
 use ringlog_harness::record::{RunRecord, write_whole};
 use ringlog_harness::target::{ServeChild, serve_child};
 use ringlog_harness::versus::{Versus, Warm, versus, warm};
@@ -42,12 +43,16 @@ enum Command {
     },
     /// Count how often the CPU copies a byte on each way, by three accounts
     Copies(Copies),
+    /// Cut the power of a guest with a broker in it, again and again, and look for what was promised
+    Powercut(PowerCut),
     /// List every strategy with the path of a byte and the copies it declares
     Strategies,
     #[command(hide = true)]
     CopiesGuest(Guest),
     #[command(hide = true)]
     CopiesPeer,
+    #[command(hide = true)]
+    PowercutGuest(powercut::Guest),
     #[command(hide = true)]
     ServeChild(ServeChild),
     #[command(hide = true)]
@@ -85,12 +90,14 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Copies(told) => copies(&told),
+        Command::Powercut(told) => powercut(&told),
         Command::Strategies => {
             print!("{}", guide::list());
             Ok(ExitCode::SUCCESS)
         }
         Command::CopiesGuest(told) => copies::guest(&told).map(|()| ExitCode::SUCCESS),
         Command::CopiesPeer => copies::peer().map(|()| ExitCode::SUCCESS),
+        Command::PowercutGuest(told) => powercut::guest(&told).map(|()| ExitCode::SUCCESS),
         Command::ServeChild(told) => serve_child(&told).map(|()| ExitCode::SUCCESS),
         Command::ServeFloor(told) => serve_floor(&told).map(|()| ExitCode::SUCCESS),
         Command::ServeArm(told) => serve_arm(&told).map(|()| ExitCode::SUCCESS),

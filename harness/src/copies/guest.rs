@@ -1,21 +1,18 @@
 //! The guest's side of `copies --vm`: this program as the first and only process of a machine.
 //!
-//! It mounts what it needs, loads the modules that `image` packed, takes its links into use, keeps the ledger, says each
+//! It mounts what it needs, loads its modules, takes its links into use, keeps the ledger, says each
 //! line of it on the console, and turns the machine off. `vm` is the other side.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use nix::kmod::{ModuleInitFlags, finit_module};
-use nix::mount::{MsFlags, mount};
-use nix::sys::reboot::{RebootMode, reboot};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::image::MODULES_DIR;
 use super::link::Link;
-use super::{Line, Place, Told, ledger, probe};
+use super::{Line, Place, Told, ledger};
+use crate::guest::{as_init, bring_up, card, load_modules, mount_at, mount_system};
 
 /// The guest's end of the wire, and the host's.
 pub(super) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
@@ -53,15 +50,13 @@ pub(super) enum Word {
 /// # Errors
 /// When it is not the init of a machine of its own.
 pub fn guest(told: &Guest) -> Result<()> {
-    ensure!(std::process::id() == 1, "this is for the first process of a guest: `copies --vm` starts one");
-    let ran = run(told);
-    let last = match ran {
-        Ok(()) => Word::End,
-        Err(error) => Word::Failed(format!("{error:#}")),
-    };
-    say(&last)?;
-    reboot(RebootMode::RB_POWER_OFF)?;
-    Ok(())
+    as_init(
+        || run(told),
+        |ran| match ran {
+            Ok(()) => say(&Word::End),
+            Err(error) => say(&Word::Failed(format!("{error:#}"))),
+        },
+    )
 }
 
 fn say(word: &Word) -> Result<()> {
@@ -71,22 +66,13 @@ fn say(word: &Word) -> Result<()> {
 }
 
 fn run(told: &Guest) -> Result<()> {
-    for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")] {
-        mount_at(kind, kind, at)?;
-    }
+    mount_system()?;
     say(&Word::Up)?;
     if told.start_only {
         return Ok(());
     }
     mount_at("tracefs", "tracefs", "/sys/kernel/tracing")?;
-    let mut modules: Vec<_> =
-        fs::read_dir(MODULES_DIR)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    modules.sort();
-    for path in modules {
-        let file = fs::File::open(&path)?;
-        finit_module(&file, c"", ModuleInitFlags::empty())
-            .with_context(|| format!("loading {}", path.display()))?;
-    }
+    load_modules()?;
     for (setting, value) in [
         // A sample for every copy, however many there are; in this order, for the second stops the first from changing.
         ("kernel/perf_event_max_sample_rate", "10000000"),
@@ -102,9 +88,9 @@ fn run(told: &Guest) -> Result<()> {
             .with_context(|| format!("setting {setting}"))?;
     }
     mount_at(DISK, "ext4", "/data")?;
-    probe::bring_up("lo", Ipv4Addr::LOCALHOST).context("taking the loopback into use")?;
+    bring_up("lo", Ipv4Addr::LOCALHOST)?;
     let card = card()?;
-    probe::bring_up(&card, GUEST_ADDRESS).with_context(|| format!("taking {card} into use"))?;
+    bring_up(&card, GUEST_ADDRESS)?;
     let outside = Some(SocketAddr::from((HOST_ADDRESS, PEER_PORT)));
     let place = |link, address: IpAddr, card: &str| Place {
         link,
@@ -118,17 +104,4 @@ fn run(told: &Guest) -> Result<()> {
         (place(Link::NoGather, GUEST_ADDRESS.into(), &card), outside),
     ];
     ledger(&told.told, places, &mut |line| say(&Word::Said(line)))
-}
-
-fn mount_at(source: &str, kind: &str, at: &str) -> Result<()> {
-    let mounted = mount(Some(source), at, Some(kind), MsFlags::empty(), None::<&str>);
-    mounted.with_context(|| format!("mounting {kind} at {at}"))
-}
-
-/// The card that is not the loopback.
-fn card() -> Result<String> {
-    let names =
-        fs::read_dir("/sys/class/net")?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    let names: Vec<String> = names.collect::<Result<_>>()?;
-    names.into_iter().find(|name| name != "lo").context("there is no network card")
 }

@@ -270,7 +270,7 @@ fn address_of(address: Ipv4Addr) -> libc::sockaddr {
 ///
 /// # Errors
 /// What the kernel said, for instance that there is no such card.
-pub(super) fn bring_up(card: &str, address: Ipv4Addr) -> io::Result<()> {
+pub(crate) fn bring_up(card: &str, address: Ipv4Addr) -> io::Result<()> {
     let mut request = request_for(card)?;
     request.ifr_ifru.ifru_addr = address_of(address);
     ask_card(&mut request, libc::SIOCSIFADDR)?;

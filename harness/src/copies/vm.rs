@@ -6,14 +6,12 @@
 //!
 //! A tap with `vnet_hdr` takes packets as they are, checksum to be made and pieces not put together: then the guest's card
 //! gathers, and a zero-copy send is one. All of it lives in a network namespace of its own, which ends with this
-//! process. The disk is a file with ext4 on it. Nothing else is given to the guest; `image` packs what it starts from.
+//! process. The disk is a file with ext4 on it. Nothing else is given to the guest.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,8 +21,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getgid, getuid};
 
 use super::guest::{HOST_ADDRESS, PEER_PORT, Word};
-use super::image::{archive, kernel_image};
 use super::{Line, Told, peer, probe};
+use crate::guest::{Contents, Machine, Setup, archive, kernel_image};
 
 /// The whole run, emulated.
 const TIME_MAX: Duration = Duration::from_secs(280);
@@ -32,8 +30,9 @@ const TIME_MAX: Duration = Duration::from_secs(280);
 const KVM_START_MAX: Duration = Duration::from_secs(10);
 const TAP: &str = "rl-copies";
 const DISK_BYTES: u64 = 1 << 30;
-/// Of what the console said, shown when a guest fails.
-const LAST_WORDS_LINES: usize = 20;
+const MEMORY_MIB: u32 = 768;
+/// What it needs to reach its disk and its card.
+const MODULES: [&str; 4] = ["virtio_pci", "virtio_net", "virtio_blk", "ext4"];
 
 /// Runs the ledger in a guest and passes on each line of it.
 pub(super) fn run(package: &Path, told: &Told, say: &mut dyn FnMut(Line) -> Result<()>) -> Result<()> {
@@ -46,8 +45,8 @@ pub(super) fn run(package: &Path, told: &Told, say: &mut dyn FnMut(Line) -> Resu
     words.extend(told.extra_copy.iter().flat_map(|egress| ["--extra-copy".to_owned(), egress.to_string()]));
     let started = Instant::now();
     let mut machine = place.start(kvm, &words, true)?;
-    machine.wire()?;
-    machine.listen(started + TIME_MAX, say)?;
+    wire(&mut machine)?;
+    listen(&mut machine, started + TIME_MAX, say)?;
     eprintln!("guest: {:.0} s", started.elapsed().as_secs_f64());
     Ok(())
 }
@@ -84,7 +83,8 @@ impl Place {
         fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
         let place = Place { directory, image, release };
         let program = std::env::current_exe().context("finding this program")?;
-        fs::write(place.archive(), archive(package, &place.release, &program)?)?;
+        let contents = Contents { programs: &[("init", &program)], modules: &MODULES };
+        fs::write(place.archive(), archive(package, &place.release, &contents)?)?;
         fs::File::create(place.disk())?.set_len(DISK_BYTES)?;
         let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(place.disk()).status();
         ensure!(made.context("mkfs.ext4 (package e2fsprogs)")?.success(), "mkfs.ext4 failed");
@@ -102,47 +102,28 @@ impl Place {
     fn starts_under_kvm(&self) -> bool {
         let started = self.start(true, &["--start-only".to_owned()], false);
         started
-            .and_then(|mut machine| machine.listen(Instant::now() + KVM_START_MAX, &mut |_| Ok(())))
+            .and_then(|mut machine| listen(&mut machine, Instant::now() + KVM_START_MAX, &mut |_| Ok(())))
             .is_ok()
     }
 
     fn start(&self, kvm: bool, words: &[String], wired: bool) -> Result<Machine> {
-        let append = format!("console=ttyS0 quiet panic=-1 rdinit=/init -- copies-guest {}", words.join(" "));
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args([
-            "-accel",
-            if kvm { "kvm" } else { "tcg" },
-            "-cpu",
-            "max",
-            "-machine",
-            "q35",
-            "-smp",
-            "1",
-            "-m",
-            "768",
-        ])
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
-        .arg("-kernel")
-        .arg(&self.image)
-        .arg("-initrd")
-        .arg(self.archive())
-        .args(["-append", &append])
-        .args(["-drive", &format!("if=none,id=disk,format=raw,file={}", self.disk().display())])
-        .args(["-device", "virtio-blk-pci,drive=disk"]);
+        let disk = format!("if=none,id=disk,format=raw,file={}", self.disk().display());
+        let mut devices = vec!["-drive".to_owned(), disk];
+        devices.extend(["-device", "virtio-blk-pci,drive=disk"].map(str::to_owned));
         if wired {
             let tap = format!("tap,id=wire,ifname={TAP},script=no,downscript=no,vnet_hdr=on");
-            qemu.args(["-netdev", &tap, "-device", "virtio-net-pci,netdev=wire,romfile="]);
+            devices.extend(["-netdev".to_owned(), tap]);
+            devices.extend(["-device", "virtio-net-pci,netdev=wire,romfile="].map(str::to_owned));
         }
-        let started = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut process = started.context("qemu-system-x86_64 (package qemu-system-x86)")?;
-        let (tell, told) = mpsc::channel();
-        let console = process.stdout.take().context("QEMU has no standard output")?;
-        thread::spawn(move || {
-            // The console ends with the machine; who listens may have gone before.
-            let mut lines = BufReader::new(console).split(b'\n').map_while(|line| line.ok());
-            lines.try_for_each(|line| tell.send(String::from_utf8_lossy(&line).trim().to_owned()))
-        });
-        Ok(Machine { process, console: told, last_words: Vec::new() })
+        let words = format!("copies-guest {}", words.join(" "));
+        Machine::start(&Setup {
+            kernel: &self.image,
+            archive: &self.archive(),
+            words: &words,
+            memory_mib: MEMORY_MIB,
+            kvm,
+            devices: &devices,
+        })
     }
 }
 
@@ -153,79 +134,41 @@ impl Drop for Place {
     }
 }
 
-/// A running guest; stopped with this.
-struct Machine {
-    process: Child,
-    console: mpsc::Receiver<String>,
-    last_words: Vec<String>,
+/// Takes this end of the wire into use, and sets a peer there.
+fn wire(machine: &mut Machine) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while if_nametoindex(TAP).is_err() {
+        ensure!(Instant::now() < deadline, "QEMU has made no tap device within 10 s");
+        if !machine.runs()? {
+            bail!("QEMU made no tap device (is there /dev/net/tun?): {}", machine.complaint());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    probe::bring_up("lo", Ipv4Addr::LOCALHOST)?;
+    probe::bring_up(TAP, HOST_ADDRESS).with_context(|| format!("taking {TAP} into use"))?;
+    let listener = TcpListener::bind(SocketAddr::from((HOST_ADDRESS, PEER_PORT)))?;
+    thread::spawn(move || {
+        for control in listener.incoming().map_while(|control| control.ok()) {
+            if let Err(error) = peer::serve(control) {
+                eprintln!("the peer: {error:#}");
+            }
+        }
+    });
+    Ok(())
 }
 
-impl Machine {
-    /// Takes this end of the wire into use, and sets a peer there.
-    fn wire(&mut self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while if_nametoindex(TAP).is_err() {
-            ensure!(Instant::now() < deadline, "QEMU has made no tap device within 10 s");
-            if self.process.try_wait()?.is_some() {
-                bail!("QEMU made no tap device (is there /dev/net/tun?): {}", self.complaint());
-            }
-            thread::sleep(Duration::from_millis(20));
+/// Passes on what the guest says until it has said all.
+fn listen(machine: &mut Machine, deadline: Instant, say: &mut dyn FnMut(Line) -> Result<()>) -> Result<()> {
+    loop {
+        let Some(line) = machine.line(deadline)? else {
+            bail!("the guest took too long{}", machine.told_last());
+        };
+        match serde_json::from_str(&line) {
+            Ok(Word::Up) => {}
+            Ok(Word::Said(line)) => say(line)?,
+            Ok(Word::Failed(why)) => bail!("in the guest: {why}{}", machine.told_last()),
+            Ok(Word::End) => return Ok(()),
+            Err(_) => machine.remember(line),
         }
-        probe::bring_up("lo", Ipv4Addr::LOCALHOST)?;
-        probe::bring_up(TAP, HOST_ADDRESS).with_context(|| format!("taking {TAP} into use"))?;
-        let listener = TcpListener::bind(SocketAddr::from((HOST_ADDRESS, PEER_PORT)))?;
-        thread::spawn(move || {
-            for control in listener.incoming().map_while(|control| control.ok()) {
-                if let Err(error) = peer::serve(control) {
-                    eprintln!("the peer: {error:#}");
-                }
-            }
-        });
-        Ok(())
-    }
-
-    /// Passes on what the guest says until it has said all.
-    fn listen(&mut self, deadline: Instant, say: &mut dyn FnMut(Line) -> Result<()>) -> Result<()> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = match self.console.recv_timeout(left) {
-                Ok(line) => line,
-                Err(mpsc::RecvTimeoutError::Timeout) => bail!("the guest took too long{}", self.told_last()),
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    bail!("the guest ended early: {}{}", self.complaint(), self.told_last())
-                }
-            };
-            match serde_json::from_str(&line) {
-                Ok(Word::Up) => {}
-                Ok(Word::Said(line)) => say(line)?,
-                Ok(Word::Failed(why)) => bail!("in the guest: {why}{}", self.told_last()),
-                Ok(Word::End) => return Ok(()),
-                Err(_) if line.is_empty() => {}
-                Err(_) => self.last_words.push(line),
-            }
-        }
-    }
-
-    fn told_last(&self) -> String {
-        let from = self.last_words.len().saturating_sub(LAST_WORDS_LINES);
-        self.last_words[from..].iter().map(|line| format!("\n  console: {line}")).collect()
-    }
-
-    /// What QEMU itself had to say, once it has ended.
-    fn complaint(&mut self) -> String {
-        let mut words = String::new();
-        if let Some(stderr) = &mut self.process.stderr {
-            // Without words there are none to show.
-            let _ = stderr.read_to_string(&mut words);
-        }
-        words.trim().to_owned()
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // It may have turned itself off.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }

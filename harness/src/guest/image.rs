@@ -1,4 +1,4 @@
-//! The guest's only files: this program as its init, and the kernel modules it needs. A cpio archive in memory.
+//! A guest's only files: its programs and the kernel modules it needs. A cpio archive in memory.
 //!
 //! The "newc" format (`Documentation/driver-api/early-userspace/buffer-format.rst`): a head of 110 characters, the name with
 //! a zero byte, padding to 4, the bytes, padding to 4; last an entry named `TRAILER!!!`.
@@ -11,10 +11,16 @@ use anyhow::{Context, Result, bail, ensure};
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
-/// What a guest needs to reach its disk and its card.
-const MODULES: [&str; 4] = ["virtio_pci", "virtio_net", "virtio_blk", "ext4"];
 /// Where the guest finds its modules, in order.
 pub(super) const MODULES_DIR: &str = "/modules";
+
+/// What goes into an archive.
+pub struct Contents<'a> {
+    /// Names in the root directory and the static programs that stand there; `init` is run.
+    pub programs: &'a [(&'a str, &'a Path)],
+    /// Kernel modules, by name; those they need come along.
+    pub modules: &'a [&'a str],
+}
 
 /// An archive under construction.
 #[derive(Default)]
@@ -60,7 +66,10 @@ impl Archive {
 }
 
 /// The kernel's image within an unpacked package, and its release.
-pub(super) fn kernel_image(package: &Path) -> Result<(PathBuf, String)> {
+///
+/// # Errors
+/// When there is none.
+pub fn kernel_image(package: &Path) -> Result<(PathBuf, String)> {
     let boot = package.join("boot");
     let names = fs::read_dir(&boot).with_context(|| format!("looking into {}", boot.display()))?;
     for entry in names {
@@ -74,24 +83,29 @@ pub(super) fn kernel_image(package: &Path) -> Result<(PathBuf, String)> {
 }
 
 /// The archive for a guest of that kernel.
-pub(super) fn archive(package: &Path, release: &str, program: &Path) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// When a program is not static, or a module is not there or compressed.
+pub fn archive(package: &Path, release: &str, contents: &Contents<'_>) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "sys", "tmp", "data", &MODULES_DIR[1..]] {
         archive.add(directory, DIRECTORY, b"")?;
     }
-    let bytes = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
-    ensure!(
-        is_static(&bytes),
-        "{} needs shared libraries, a guest has none: scripts/copies builds it static",
-        program.display()
-    );
-    archive.add("init", PROGRAM, &bytes)?;
+    for (name, program) in contents.programs {
+        let bytes = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+        ensure!(
+            is_static(&bytes),
+            "{} needs shared libraries, a guest has none: scripts/guest builds it static",
+            program.display()
+        );
+        archive.add(name, PROGRAM, &bytes)?;
+    }
     let root = package.join("lib/modules").join(release);
     let table = root.join("modules.dep");
     let table = fs::read_to_string(&table).with_context(|| {
         format!("reading {} (`depmod -b {} {release}` makes it)", table.display(), package.display())
     })?;
-    for (number, module) in in_order(&table, &MODULES)?.iter().enumerate() {
+    for (number, module) in in_order(&table, contents.modules)?.iter().enumerate() {
         let path = root.join(module);
         ensure!(
             module.ends_with(".ko"),
