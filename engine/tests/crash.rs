@@ -88,7 +88,7 @@ fn shard_config(ingress: Ingress, commit: Commit, mutant: Mutant) -> ShardConfig
     // Small, so that files are used again and again.
     config.journal = JournalConfig {
         file_bytes: 64 << 10,
-        files_max: 3,
+        files_max: 2,
         batch_bytes_max: 4000,
         round_bytes_max: 6000,
         destage_bytes: 12 << 10,
@@ -168,6 +168,9 @@ fn record(seed: u64, mistake: Mistake) -> Run {
         let config = TopicConfig { ack: topic_ack, log, ..TopicConfig::default() };
         shard.create_topic(TOPIC, PARTITIONS as i32, config).await.unwrap();
         let left = Rc::new(RefCell::new(APPENDERS));
+        // What was not carried is missed once its journal file is used again.
+        let long = mistake == Mistake::Engine(Mutant::CarryNothing);
+        let appends = if long { 4 * APPENDS } else { APPENDS };
         for appender in 0..APPENDERS {
             // Each on a shard of its own, where there are enough; every partition is somebody's own.
             let shard = shards[appender as usize % shards.len()].clone();
@@ -176,7 +179,7 @@ fn record(seed: u64, mistake: Mistake) -> Run {
             let (ring, spawner) = (shard.ring().clone(), shard.ring().clone());
             let mut random = fastrand::Rng::with_seed(seed ^ (appender + 1) << 32);
             spawner.clone().spawn(async move {
-                for _ in 0..APPENDS {
+                for _ in 0..appends {
                     let number = random.usize(..PARTITIONS);
                     let bytes =
                         if random.u8(..) < 40 { random.usize(3000..9000) } else { random.usize(10..900) };

@@ -190,6 +190,15 @@ fn journals_under_each_others_names_are_read_for_what_they_are() {
     look(3, image, 1, |shards| assert_whole(shards, 5));
 }
 
+#[test]
+fn a_journal_whose_first_block_is_lost_is_known_by_its_units() {
+    let mut image = image_after(7, 2, |shards| async move { fill(&shards, 5).await });
+    for path in journals(&image) {
+        image.write(&path, 0, &[0; 4096]);
+    }
+    look(7, image, 1, |shards| assert_whole(shards, 5));
+}
+
 /// Each bit once in a while: what was promised and can be read is there, and what cannot is an error with a name, never
 /// something else.
 #[test]
@@ -367,6 +376,7 @@ fn what_is_cut_stays_cut_and_what_is_appended_then_is_there() {
             let found = async |at: usize, from| offsets(all[at].ring(), &all[at], from).await.0;
             assert_eq!(found(0, 0).await, [0, 1, 2]);
             assert_eq!(found(1, 100).await, [100]);
+            assert_eq!(found(2, 3).await, [3]);
             assert_eq!(found(3, 0).await, [0, 1, 2, 3]);
             let mut pieces = Vec::new();
             let fetched = all[0].fetch(Offset(2), 1, Egress::Tail, &mut pieces).await.unwrap();

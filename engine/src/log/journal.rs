@@ -121,6 +121,12 @@ impl JournalFile {
 }
 
 impl UnitStamp {
+    /// That of the unit that begins with `bytes`, if one does.
+    #[must_use]
+    pub fn of_unit(bytes: &[u8]) -> Option<UnitStamp> {
+        UnitHead::decode(bytes).map(|unit| unit.stamp)
+    }
+
     fn seed(&self) -> Crc32c {
         let mut crc = Crc32c::new();
         crc.update(&self.start.to_be_bytes());

@@ -104,6 +104,8 @@ async fn write_loop(partition: &Partition) {
             partition.fail(why);
             return;
         }
+        // Also who waits for no watermark, but for quiet.
+        partition.0.ack_waiters.wake_all();
         partition.wake_task();
     }
 }
@@ -533,8 +535,10 @@ fn next_chore(partition: &Partition) -> Option<Chore> {
     }
     let log = partition.0.log.borrow();
     let end = log.log_end();
-    // What goes through the journal gets its room when it is destaged: nobody waits for it there.
-    if log_is_direct(partition, end)
+    // What goes through the journal gets its room when it is destaged: nobody waits for it there. But a segment that was
+    // begun has a file: its name says where the log goes on, whatever becomes of the checkpoints.
+    let named = partition.0.files.borrow().get(end.segment).is_some_and(|f| f.writer.is_some());
+    if (log_is_direct(partition, end) || !named)
         && let Some(to) = log.next_preparation(end.position)
     {
         return Some(Chore::Prepare { segment: end.segment, to });

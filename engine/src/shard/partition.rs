@@ -484,7 +484,7 @@ impl Partition {
     /// Makes sure that a start in the middle of a cut, or after it, takes nothing for lost or there that is cut: what the journal
     /// has of it is void, and no recovery point on the disk lies beyond.
     async fn prepare_cut(&self, to: Offset) -> std::io::Result<()> {
-        self.void_journaled().await?;
+        self.void_journaled().await;
         self.0.recovery_limit.set(to);
         self.show();
         let written = self.0.common.shard().checkpoint().await;
@@ -565,6 +565,11 @@ impl Partition {
         for &base in &removed {
             self.0.files.borrow_mut().remove(base);
         }
+        if stored < to {
+            // The rest goes when it is where it is to be removed from.
+            self.0.reach.borrow_mut().destage_all();
+            self.wake_task();
+        }
         Ok(removed)
     }
 
@@ -583,7 +588,15 @@ impl Partition {
         {
             self.roll();
         }
-        self.0.log.borrow().retention(now)
+        let due = self.0.log.borrow().retention(now);
+        due.or_else(|| self.has_leftovers().then(|| self.marks().log_start))
+    }
+
+    /// Whether segments wholly below the log start are there that were not in their files for good when it moved.
+    fn has_leftovers(&self) -> bool {
+        let stored = self.0.reach.borrow().stored_durable().offset;
+        let log = self.0.log.borrow();
+        log.segments().get(1).is_some_and(|next| next.base <= stored.min(log.log_start()))
     }
 
     /// Sets the high watermark from outside, for a partition whose epochs are somebody else's.

@@ -47,6 +47,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
     let bases = segment_bases(ring, &start.dir).await?;
     let mut segments: Vec<Segment> = Vec::new();
     let (mut fenced, mut believed, mut uncut) = (Vec::new(), Vec::new(), None);
+    let mut walked = Vec::new();
     for (position, &(base, bytes)) in bases.iter().enumerate() {
         let next_base = bases.get(position + 1).map(|next| next.0);
         if let Some(next_base) = next_base
@@ -57,6 +58,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
             believed.push(base);
             continue;
         }
+        walked.push(base);
         let outcome = walk(ring, &start, base, next_base, bytes, &epochs).await?;
         for &(epoch, offset) in &outcome.epochs {
             if epochs.latest().is_none_or(|latest| epoch > latest) {
@@ -113,6 +115,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
         Log::restore(config, EpochOwner::Local, segments, epochs, start.log_start, fenced)
     };
     let active = log.active().base;
+    walked.retain(|base| !start.clean && *base < active && log.segment(*base).is_some());
     for segment in log.segments() {
         files.push(segment.base, believed.contains(&segment.base));
     }
@@ -132,7 +135,15 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
         unless_full(partition.store_epochs().await)?;
         partition.show();
     }
-    // What recovery believes must not be lost by the next crash: it was read from the page cache, perhaps.
+    // What recovery believes must not be lost by the next crash: it was read from the page cache, perhaps, and what holds it
+    // otherwise, a journal, is about to go.
+    for base in walked {
+        let path = start.dir.join(segment_file_name(base, Ext::Log));
+        ring.sync(&ring.open(&path, OpenOptions::default()).await?).await?;
+    }
+    if !start.clean {
+        ring.sync_dir(&start.dir).await?;
+    }
     match partition.writer(active).await {
         Ok(writer) if !partition.0.common.ring.is_simulated() || unclean => ring.sync(&writer).await?,
         // Only a file with nothing in it is made here; the first write makes it as well.

@@ -17,7 +17,7 @@ use super::node::Node;
 use super::recovery::{Start, segment_bases, walk};
 use crate::log::{
     BatchHeader, EpochCache, Ext, FoundFrame, FrameKind, JOURNAL_BLOCK, JournalFile, JournalScan, LogPoint,
-    ScannedFile, Tail, segment_file_name, stamp,
+    ScannedFile, Tail, UNIT_BYTES_MAX, UnitStamp, segment_file_name, stamp,
 };
 use crate::sys::{File, OpenOptions, Ring};
 use crate::types::{Offset, PartitionId, Position, ShardId, TopicId};
@@ -28,6 +28,8 @@ pub(super) struct FoundJournals {
     /// The number of this start.
     pub start: u64,
     files: Vec<PathBuf>,
+    /// In which they are removed.
+    order: Vec<usize>,
     /// Of each partition, oldest first.
     frames: BTreeMap<PartitionId, Vec<Found>>,
     mutant: Mutant,
@@ -97,15 +99,26 @@ impl FoundJournals {
         let dir = dir.join(JOURNAL_DIR);
         let mut found = FoundJournals { start: 1, mutant, ..FoundJournals::default() };
         let mut scanned = Vec::new();
-        for entry in ring.list(&dir).await.unwrap_or_default() {
+        let entries = match ring.list(&dir).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            listed => listed?,
+        };
+        for entry in entries {
             let path = dir.join(&entry.name);
-            match scan(ring, &path, entry.bytes).await? {
+            let named = name_of(&entry.name.to_string_lossy());
+            // New files get other names than any that is there.
+            found.start = found.start.max(named.map_or(0, |(start, _)| start) + 1);
+            match scan(ring, &path, entry.bytes, named.map(|(_, shard)| (directory, shard))).await? {
                 Some(file) if file.file.directory == directory => {
                     found.start = found.start.max(file.file.start + 1);
                     scanned.push((found.files.len(), file));
                 }
                 Some(_) => {
-                    tracing::warn!("{}: a journal of another data directory: not used", path.display())
+                    tracing::error!(
+                        "{}: a journal of another data directory: not used, and left",
+                        path.display()
+                    );
+                    continue;
                 }
                 // One that was made and not begun.
                 None => {}
@@ -132,6 +145,10 @@ impl FoundJournals {
                 list.push(Found { frame, file: *place, unsure: units.is_unsure(frame.sequence) });
             }
         }
+        // Removed in the order of their use: what makes earlier frames void goes after them.
+        let begun: BTreeSet<usize> = scanned.iter().map(|(place, _)| *place).collect();
+        found.order = (0..found.files.len()).filter(|place| !begun.contains(place)).collect();
+        found.order.extend(scanned.iter().map(|(place, _)| *place));
         if !found.frames.is_empty() {
             let (partitions, files) = (found.frames.len(), found.files.len());
             tracing::info!("journals of an unclean stop: {files} files, frames of {partitions} partitions");
@@ -145,11 +162,44 @@ impl FoundJournals {
     }
 }
 
-/// What a file holds; nothing if it was never begun.
-async fn scan(ring: &Ring, path: &Path, bytes: u64) -> Result<Option<ScannedFile>, OpenError> {
+/// Start and shard of a journal file by its name.
+fn name_of(name: &str) -> Option<(u64, ShardId)> {
+    let mut parts = name.split('-');
+    let (start, shard) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    Some((start, ShardId(shard)))
+}
+
+/// What a file holds; nothing if it was never begun. Where its first block cannot be read its units say which use of it they
+/// are, and its name whose it is.
+async fn scan(
+    ring: &Ring,
+    path: &Path,
+    bytes: u64,
+    named: Option<(TopicId, ShardId)>,
+) -> Result<Option<ScannedFile>, OpenError> {
     let file = ring.open(path, OpenOptions::default()).await?;
     let head = read(ring, &file, path, 0, JOURNAL_BLOCK).await?;
-    let Some(head) = JournalFile::decode(&head) else { return Ok(None) };
+    let mut head = JournalFile::decode(&head);
+    if let (None, Some((directory, shard))) = (&head, named) {
+        let mut at = JOURNAL_BLOCK as u64;
+        while head.is_none() && at < bytes {
+            let length = (bytes - at).min(UNIT_BYTES_MAX as u64) as usize;
+            let blocks = read(ring, &file, path, at, length).await?;
+            let uses = blocks.chunks(JOURNAL_BLOCK).filter_map(UnitStamp::of_unit);
+            // The last use overwrites from the first block on, so it is the newest of those that begin the file.
+            head = uses
+                .map(|stamp| JournalFile { directory, shard, start: stamp.start, number: stamp.number })
+                .next();
+            at += length as u64;
+        }
+        if head.is_some() {
+            tracing::error!(
+                "{}: its first block cannot be read; the units behind it are used",
+                path.display()
+            );
+        }
+    }
+    let Some(head) = head else { return Ok(None) };
     let mut scan = JournalScan::new(head, bytes);
     while let Some((at, length)) = scan.wants() {
         scan.feed(&read(ring, &file, path, at, length).await?);
@@ -183,8 +233,8 @@ pub(super) async fn leave(ring: &Ring, node: &Node) -> io::Result<()> {
     if through < node.shards() {
         return Ok(());
     }
-    for path in &node.journals.files {
-        ring.remove(path).await?;
+    for &place in &node.journals.order {
+        ring.remove(&node.journals.files[place]).await?;
     }
     Ok(())
 }
@@ -205,7 +255,10 @@ pub(super) async fn replay(
     // Segments may go on behind what a frame brings, and frames behind that: as long as there is something new.
     let mut last = None;
     loop {
-        let reach = end_of_segments(ring, start, epochs).await?;
+        let reach = match end_of_segments(ring, start, epochs).await? {
+            Some(reach) => reach,
+            None => beginning(start, epochs, found),
+        };
         if last == Some(reach) {
             return Ok(recovery_point);
         }
@@ -241,7 +294,9 @@ impl Replay<'_> {
         if self.again && sound && frame.next_offset <= self.reach.offset {
             return self.append_again(found).await;
         }
-        let is_cut = self.epochs.epoch_at(frame.from.offset) > frame.epoch && mutant != Mutant::ReplayVoid;
+        // Cutting a log begins an epoch there: no frame reaches beyond that.
+        let last = Offset(frame.next_offset.0 - 1);
+        let is_cut = self.epochs.epoch_at(last) > frame.epoch && mutant != Mutant::ReplayVoid;
         if frame.next_offset <= self.reach.offset || is_cut {
             return Ok(()); // The segments have it, or it was cut from the log since.
         }
@@ -342,10 +397,25 @@ fn continues(end: LogPoint, next: LogPoint) -> bool {
     next == end || (next.segment == next.offset && next.position == Position(0))
 }
 
-/// Up to where the segments hold whole batches one behind the other.
-async fn end_of_segments(ring: &Ring, start: &Start<'_>, epochs: &EpochCache) -> Result<LogPoint, OpenError> {
-    let begin = start.log_start;
-    let mut end = LogPoint { offset: begin, segment: begin, position: Position(0) };
+/// Where a log begins of which there is no segment: where the segment begins that the first frame which is still wanted is
+/// for. Nothing of it was ever flushed, so the journal has all of it.
+fn beginning(start: &Start<'_>, epochs: &EpochCache, found: &[Found]) -> LogPoint {
+    let wanted = |found: &&Found| {
+        let frame = &found.frame.frame;
+        let last = Offset(frame.next_offset.0 - 1);
+        frame.next_offset > start.log_start && epochs.epoch_at(last) <= frame.epoch
+    };
+    let base = found.iter().find(wanted).map_or(start.log_start, |found| found.frame.frame.from.segment);
+    LogPoint { offset: base, segment: base, position: Position(0) }
+}
+
+/// Up to where the segments hold whole batches one behind the other; nothing where there is none.
+async fn end_of_segments(
+    ring: &Ring,
+    start: &Start<'_>,
+    epochs: &EpochCache,
+) -> Result<Option<LogPoint>, OpenError> {
+    let mut end = None;
     let bases = segment_bases(ring, &start.dir).await?;
     for (position, &(base, bytes)) in bases.iter().enumerate() {
         let next_base = bases.get(position + 1).map(|next| next.0);
@@ -353,9 +423,10 @@ async fn end_of_segments(ring: &Ring, start: &Start<'_>, epochs: &EpochCache) ->
             continue;
         }
         let outcome = walk(ring, start, base, next_base, bytes, epochs).await?;
-        end = LogPoint { offset: outcome.next_offset, segment: base, position: outcome.segment.end };
+        let here = LogPoint { offset: outcome.next_offset, segment: base, position: outcome.segment.end };
+        end = Some(here);
         let torn = matches!(outcome.tail, Tail::Torn { .. });
-        if torn || next_base.is_some_and(|next| end.offset < next) {
+        if torn || next_base.is_some_and(|next| here.offset < next) {
             break;
         }
     }

@@ -598,6 +598,10 @@ impl Common {
                 self.recount(partition);
             }
         });
+        // What only the journal has goes to segments, and then from memory.
+        if wanted > 0 && self.cached_bytes.get() > goal {
+            self.each_partition(Partition::destage);
+        }
     }
 
     /// A closed partition keeps nothing: what it cached no longer counts against the others.

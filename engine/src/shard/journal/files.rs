@@ -44,8 +44,10 @@ pub(super) struct Files {
     spare: VecDeque<(File, PathBuf)>,
     /// Numbers given to uses of files.
     number: u64,
-    /// Files made.
+    /// Files there are.
     made: u64,
+    /// Names given to files: none twice, whatever became of the first.
+    names: u64,
 }
 
 /// A file in use.
@@ -156,7 +158,7 @@ impl Used {
 /// A file with room for a unit, and where: the one in use, or the next. `None` when there is none.
 pub(super) async fn find_file(common: &Common) -> Result<Option<(File, u64)>, String> {
     let (journal, limits) = (&common.journal, &common.config.journal);
-    let next = {
+    {
         let files = &mut *journal.files.borrow_mut();
         if let Some(used) = &files.current {
             if used.at + limits.unit_bytes() as u64 <= limits.file_bytes {
@@ -165,6 +167,11 @@ pub(super) async fn find_file(common: &Common) -> Result<Option<(File, u64)>, St
             files.full.extend(files.current.take());
             journal.destager.wake_all();
         }
+    }
+    // Before anything is taken: without it the next file cannot be begun.
+    let Ok(block) = lease(common, JOURNAL_BLOCK).await else { return Ok(None) };
+    let next = {
+        let files = &mut *journal.files.borrow_mut();
         let reuse = common.config.mutant == Mutant::EarlyReuse;
         match files.full.front_mut().is_some_and(|oldest| reuse || oldest.is_free()) {
             true => {
@@ -181,11 +188,15 @@ pub(super) async fn find_file(common: &Common) -> Result<Option<(File, u64)>, St
             None => return Ok(None),
         },
     };
-    begin(common, next).await.map(Some)
+    begin(common, next, block).await.map(Some)
 }
 
 /// Begins to use a file: everything that it holds from before no longer counts.
-async fn begin(common: &Common, (file, path): (File, PathBuf)) -> Result<(File, u64), String> {
+async fn begin(
+    common: &Common,
+    (file, path): (File, PathBuf),
+    mut block: LeaseMut,
+) -> Result<(File, u64), String> {
     let journal = &common.journal;
     let number = journal.files.borrow().number + 1;
     let head = JournalFile {
@@ -194,7 +205,6 @@ async fn begin(common: &Common, (file, path): (File, PathBuf)) -> Result<(File, 
         shard: common.id,
         number,
     };
-    let mut block = lease(common, JOURNAL_BLOCK).await.map_err(|e| e.to_string())?;
     block.copy_from_slice(&head.encode());
     write(common, &file, 0, block.freeze()).await.map_err(|e| format!("{}: {e}", path.display()))?;
     let at = JOURNAL_BLOCK as u64;
@@ -216,7 +226,8 @@ async fn make_file(common: &Common, ahead: bool) -> Option<(File, PathBuf)> {
             return None;
         }
         files.made += 1;
-        let name = format!("{}-{}-{}", common.node.journals.start, common.id, files.made);
+        files.names += 1;
+        let name = format!("{}-{}-{}", common.node.journals.start, common.id, files.names);
         common.config.data_dir.join(JOURNAL_DIR).join(name)
     };
     let made = fill(common, &path, ahead).await;

@@ -222,6 +222,13 @@ impl Journal {
         }
     }
 
+    fn leave_out_voids(&self) {
+        for partition in self.voids.borrow_mut().drain(..) {
+            partition.0.void_wanted.set(false);
+            partition.wake_everybody();
+        }
+    }
+
     /// It takes nothing any more, and says so to everybody who waits for it.
     fn give_up(&self, common: &Common, why: &str) {
         if !self.broken.replace(true) {
@@ -229,7 +236,7 @@ impl Journal {
             tracing::error!("journal of shard {id}: {why}; small appends go to their segments directly");
         }
         self.send_all_direct();
-        self.voids.borrow_mut().drain(..).for_each(|partition| partition.wake_everybody());
+        self.leave_out_voids();
         self.wake_all();
     }
 
@@ -245,26 +252,33 @@ impl Journal {
 }
 
 impl Partition {
-    /// Makes what the journal holds of this partition void, durably: all of it is in segments, which are about to be cut.
-    pub(super) async fn void_journaled(&self) -> io::Result<()> {
+    /// Makes what the journal holds of this partition void: all of it is in segments, which are about to be cut. Where the
+    /// journal takes nothing this is left out; the epoch that the cut begins says the same, once it is stored.
+    pub(super) async fn void_journaled(&self) {
         let journal = &self.0.common.journal;
         if !journal.files.borrow().hold(self) {
-            return Ok(());
+            return;
         }
         self.0.void_wanted.set(true);
         journal.voids.borrow_mut().push_back(self.clone());
         journal.lanes.wake_all();
         poll_fn(|cx| {
-            if !self.0.void_wanted.get() || journal.broken.get() || self.failure().is_some() {
+            let over = journal.broken.get() || journal.stopping.get() || self.failure().is_some();
+            if !self.0.void_wanted.get() || over {
                 return Poll::Ready(());
             }
             self.wait_for_ack(cx.waker());
             Poll::Pending
         })
         .await;
-        match self.0.void_wanted.get() {
-            false => Ok(()),
-            true => Err(io::Error::other(format!("{self}: the journal cannot be told that the log is cut"))),
+    }
+
+    /// What only the journal has goes to its segment.
+    pub(super) fn destage(&self) {
+        let end = self.0.reach.borrow().framed().offset;
+        if self.0.reach.borrow().stored().offset < end {
+            self.0.reach.borrow_mut().want_stored(end, false);
+            self.wake_task();
         }
     }
 
@@ -312,7 +326,7 @@ impl Common {
         .await;
         // What came last.
         journal.send_all_direct();
-        journal.voids.borrow_mut().drain(..).for_each(|partition| partition.wake_everybody());
+        journal.leave_out_voids();
         let files = std::mem::take(&mut *journal.files.borrow_mut());
         match drained {
             true => files.remove(&self.ring).await,

@@ -149,10 +149,7 @@ impl Round {
         let Some((file, at)) = find_file(common).await? else {
             journal.count(|c| c.full_rounds += 1);
             journal.send_all_direct();
-            if journal.has_work() {
-                // What is left are cuts, which wait for what frees a file.
-                common.ring.sleep(std::time::Duration::from_millis(1)).await;
-            }
+            journal.leave_out_voids();
             return Ok(None);
         };
         let kept = self.buffer.take();
