@@ -431,6 +431,29 @@ fn a_thousand_partitions_cost_a_few_flushes() {
     ring.shut_down();
 }
 
+/// Once such a segment waited, unflushed and without indexes, until something of the next one was destaged.
+#[test]
+fn a_sealed_segment_is_finished_though_what_follows_is_in_the_journal_only() {
+    let world = World::new(12);
+    let ring = world.ring(ARENA);
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        let shards = open(std::slice::from_ref(&main), &config()).await;
+        make_topic(&shards[0]).await;
+        let partition = partitions(&shards).swap_remove(0);
+        // A segment and the beginning of the next.
+        for _ in 0..25 {
+            append(&main, &partition, 3000).await.unwrap();
+        }
+        main.sleep(Duration::from_secs(1)).await;
+        let names = main.list("/data/t-0".as_ref()).await.unwrap();
+        let indexes = names.iter().filter(|entry| entry.name.to_string_lossy().ends_with(".index"));
+        assert_eq!(indexes.count(), 1, "{names:?}");
+        shards[0].close().await.unwrap();
+    });
+    ring.shut_down();
+}
+
 #[test]
 fn sizes_that_make_no_sense_are_refused_by_name() {
     let world = World::new(1);

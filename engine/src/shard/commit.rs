@@ -403,8 +403,13 @@ fn flush_due(partition: &Partition) -> Option<LogPoint> {
     let wanted = partition.0.sync_wanted.get() > promised
         && stored.offset > promised
         && reach.direct().offset > promised;
-    let rolled = stored.segment != durable.segment;
-    let far = !rolled && stored.position.since(durable.position) >= CHECKPOINT_BYTES;
+    // A segment that is sealed, and written to its end, is flushed for good.
+    let log = partition.0.log.borrow();
+    let ended = log.active().base != stored.segment
+        && log.segment(stored.segment).is_some_and(|segment| stored.offset >= segment.next_offset);
+    let rolled = stored.segment != durable.segment || ended;
+    let far =
+        stored.segment == durable.segment && stored.position.since(durable.position) >= CHECKPOINT_BYTES;
     let draining = partition.0.state.get() == State::Draining;
     (wanted || rolled || far || draining || reach.is_flush_wanted()).then_some(stored)
 }
@@ -550,7 +555,8 @@ fn next_chore(partition: &Partition) -> Option<Chore> {
     }
     let durable = partition.0.reach.borrow().stored_durable();
     let files = partition.0.files.borrow();
-    let due = files.iter().find(|f| !f.finished && f.base < durable.segment)?;
+    let mut pairs = files.iter().zip(files.iter().skip(1));
+    let (due, _) = pairs.find(|(f, next)| !f.finished && next.base <= durable.offset)?;
     Some(Chore::Finish { segment: due.base })
 }
 
