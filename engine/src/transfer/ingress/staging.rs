@@ -384,10 +384,18 @@ impl Stage {
         let (active, written) = self.written;
         match segment.cmp(&active) {
             Ordering::Less => Position(u64::MAX),
+            Ordering::Equal if self.is_left_behind(segment) => Position(u64::MAX),
             Ordering::Equal if self.holds(segment) => Position(written.0 / BLOCK * BLOCK),
             Ordering::Equal => written,
             Ordering::Greater => Position(0),
         }
+    }
+
+    /// Whether all of a segment is written, and what is staged is of a later one.
+    fn is_left_behind(&self, segment: Offset) -> bool {
+        self.staged.segment > segment
+            && self.ends.front().is_none_or(|(end, _)| end.segment > segment)
+            && self.under_way.is_none_or(|(under_way, _)| under_way > segment)
     }
 
     fn holds(&self, segment: Offset) -> bool {
