@@ -14,7 +14,7 @@ use ringlog::shard::{
     Acked, AppendError, Commit, FetchError, JournalConfig, Node, Partition, Shard, ShardConfig, TopicConfig,
 };
 use ringlog::sys::Ring;
-use ringlog::sys::sim::{CutKind, DiskImage, World};
+use ringlog::sys::sim::{CutKind, DiskImage, Faults, Recording, World};
 use ringlog::transfer::{Egress, Ingress};
 use ringlog::types::{Offset, ShardId, Timestamp};
 
@@ -93,6 +93,24 @@ async fn offsets(ring: &Ring, partition: &Partition, from: i64) -> (Vec<i64>, Op
             rest = &rest[length..];
         }
     }
+}
+
+/// Plays on a node of one shard.
+fn on_one_shard<T: 'static, F: Future<Output = T> + 'static>(
+    seed: u64,
+    config: &ShardConfig,
+    play: impl FnOnce(Vec<Shard>, Faults) -> F + 'static,
+) -> (T, Recording) {
+    let world = World::new(seed);
+    let ring = world.ring(ARENA);
+    let (main, faults, config) = (ring.clone(), world.faults(), config.clone());
+    let played = world.run(&[&ring], async move {
+        let shards = open(&[main], &config).await;
+        play(shards, faults).await
+    });
+    let recording = world.recording();
+    ring.shut_down();
+    (played, recording)
 }
 
 /// What power loss leaves of a node of `shards` shards on which `play` was played.
@@ -199,6 +217,26 @@ fn a_journal_whose_first_block_is_lost_is_known_by_its_units() {
     look(7, image, 1, |shards| assert_whole(shards, 5));
 }
 
+/// Somebody put it there by mistake, perhaps in place of ours: it is not used, and not removed either.
+#[test]
+fn a_journal_of_another_directory_is_left_where_it_lies() {
+    let mut image = image_after(9, 1, |shards| async move { fill(&shards, 3).await });
+    let other = image_after(10, 1, |shards| async move { fill(&shards, 4).await });
+    let foreign = PathBuf::from("/data/journal/7-0-1");
+    image.write(&foreign, 0, &other.read(&journals(&other)[0]).unwrap());
+    let world = World::boot(9, image);
+    let ring = world.ring(ARENA);
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        let shards = open(&[main], &config()).await;
+        assert_whole(shards.clone(), 3).await;
+        shards[0].close().await.unwrap();
+        let left = shards[0].ring().list("/data/journal".as_ref()).await.unwrap();
+        assert_eq!(left.iter().map(|entry| entry.name.clone()).collect::<Vec<_>>(), ["7-0-1"]);
+    });
+    ring.shut_down();
+}
+
 /// Each bit once in a while: what was promised and can be read is there, and what cannot is an error with a name, never
 /// something else.
 #[test]
@@ -241,11 +279,7 @@ fn a_flipped_bit_in_a_journal_costs_what_it_lies_in() {
 #[test]
 fn a_failed_write_of_the_journal_costs_the_journal_and_no_promise() {
     for seed in 0..10 {
-        let world = World::new(seed);
-        let (ring, faults) = (world.ring(ARENA), world.faults());
-        let main = ring.clone();
-        world.run(&[&ring], async move {
-            let shards = open(&[main], &config()).await;
+        on_one_shard(seed, &config(), |shards, faults| async move {
             make_topic(&shards[0]).await;
             fill(&shards, 2).await;
             faults.fail_writes("/data/journal/", 1);
@@ -255,17 +289,12 @@ fn a_failed_write_of_the_journal_costs_the_journal_and_no_promise() {
             assert_whole(shards.clone(), 5).await;
             shards[0].close().await.unwrap();
         });
-        ring.shut_down();
     }
 }
 
 #[test]
 fn a_failed_flush_of_the_journal_latches_the_device() {
-    let world = World::new(4);
-    let (ring, faults) = (world.ring(ARENA), world.faults());
-    let main = ring.clone();
-    world.run(&[&ring], async move {
-        let shards = open(&[main], &config()).await;
+    on_one_shard(4, &config(), |shards, faults| async move {
         make_topic(&shards[0]).await;
         fill(&shards, 2).await;
         faults.fail_syncs("/data/journal/", 1);
@@ -278,18 +307,13 @@ fn a_failed_flush_of_the_journal_latches_the_device() {
         assert_eq!((found.len(), error.is_none()), (2, true), "what was durable is served");
         assert!(shards[0].close().await.is_err(), "a stop that lost something is not a clean one");
     });
-    ring.shut_down();
 }
 
 /// A partition whose segment cannot be written keeps what was promised: in the journal, which is not used again.
 #[test]
 fn a_failed_destage_latches_its_partition_and_loses_nothing() {
     for seed in 0..10 {
-        let world = World::new(seed);
-        let (ring, faults) = (world.ring(ARENA), world.faults());
-        let main = ring.clone();
-        let promised = world.run(&[&ring], async move {
-            let shards = open(&[main], &tight()).await;
+        let (promised, recording) = on_one_shard(seed, &tight(), |shards, faults| async move {
             make_topic(&shards[0]).await;
             let all = partitions(&shards);
             let mut promised = vec![0; all.len()];
@@ -308,9 +332,7 @@ fn a_failed_destage_latches_its_partition_and_loses_nothing() {
             assert!(counted.recycled_files > 2, "{counted:?}");
             promised
         });
-        let recording = world.recording();
         let image = recording.cursor().image_at(recording.events(), CutKind::PowerLoss, seed);
-        ring.shut_down();
         look(seed, image, 2, move |shards| async move {
             for (partition, promised) in partitions(&shards).iter().zip(promised) {
                 let (found, error) = offsets(partition.ring(), partition, 0).await;
@@ -325,11 +347,7 @@ fn a_failed_destage_latches_its_partition_and_loses_nothing() {
 
 #[test]
 fn a_full_disk_refuses_appends_and_takes_them_again() {
-    let world = World::new(6);
-    let (ring, faults) = (world.ring(ARENA), world.faults());
-    let main = ring.clone();
-    world.run(&[&ring], async move {
-        let shards = open(&[main], &config()).await;
+    on_one_shard(6, &config(), |shards, faults| async move {
         make_topic(&shards[0]).await;
         let partition = partitions(&shards).swap_remove(0);
         append(partition.ring(), &partition, 700).await.unwrap();
@@ -355,7 +373,6 @@ fn a_full_disk_refuses_appends_and_takes_them_again() {
         append(partition.ring(), &partition, 3000).await.unwrap();
         shards[0].close().await.unwrap();
     });
-    ring.shut_down();
 }
 
 /// Cuts, resets and moved log starts of what is in the journal only.
@@ -390,40 +407,32 @@ fn what_is_cut_stays_cut_and_what_is_appended_then_is_there() {
 /// One round serves every partition that waits.
 #[test]
 fn a_thousand_partitions_cost_a_few_flushes() {
-    let world = World::new(8);
-    let ring = world.ring(ARENA);
-    let main = ring.clone();
-    let image = {
-        world.run(&[&ring], async move {
-            let config = ShardConfig { journal: JournalConfig { files_max: 64, ..small() }, ..config() };
-            let shards = open(std::slice::from_ref(&main), &config).await;
-            shards[0].create_topic("t", 1000, TopicConfig::default()).await.unwrap();
-            let before = shards[0].counters();
-            let left = Rc::new(Cell::new(1000));
-            for partition in partitions(&shards) {
-                let left = left.clone();
-                main.spawn(async move {
-                    append(partition.ring(), &partition, 100).await.unwrap();
-                    left.set(left.get() - 1);
-                });
-            }
-            while left.get() > 0 {
-                main.sleep(Duration::from_millis(1)).await;
-            }
-            let after = shards[0].counters();
-            let syncs = after.ring.syncs - before.ring.syncs;
-            assert!(syncs < 40, "{syncs} flushes for 1,000 promises: {:?}", after.journal);
-            assert_eq!(after.journal.frames, 1000);
-        });
-        let recording = world.recording();
-        recording.cursor().image_at(recording.events(), CutKind::PowerLoss, 8)
-    };
-    ring.shut_down();
+    let config = ShardConfig { journal: JournalConfig { files_max: 64, ..small() }, ..config() };
+    let (_, recording) = on_one_shard(8, &config, |shards, _| async move {
+        shards[0].create_topic("t", 1000, TopicConfig::default()).await.unwrap();
+        let before = shards[0].counters();
+        let (ring, left) = (shards[0].ring().clone(), Rc::new(Cell::new(1000)));
+        for partition in partitions(&shards) {
+            let left = left.clone();
+            ring.spawn(async move {
+                append(partition.ring(), &partition, 100).await.unwrap();
+                left.set(left.get() - 1);
+            });
+        }
+        while left.get() > 0 {
+            ring.sleep(Duration::from_millis(1)).await;
+        }
+        let after = shards[0].counters();
+        let syncs = after.ring.syncs - before.ring.syncs;
+        assert!(syncs < 40, "{syncs} flushes for 1,000 promises: {:?}", after.journal);
+        assert_eq!(after.journal.frames, 1000);
+    });
+    let image = recording.cursor().image_at(recording.events(), CutKind::PowerLoss, 8);
     let world = World::boot(9, image);
     let ring = world.ring(ARENA);
     let main = ring.clone();
     world.run(&[&ring], async move {
-        let shards = open(&[main], &config()).await;
+        let shards = open(&[main], &config).await;
         for partition in partitions(&shards) {
             assert_eq!(partition.marks().log_end.offset, Offset(1), "{partition}");
         }
@@ -434,24 +443,20 @@ fn a_thousand_partitions_cost_a_few_flushes() {
 /// Once such a segment waited, unflushed and without indexes, until something of the next one was destaged.
 #[test]
 fn a_sealed_segment_is_finished_though_what_follows_is_in_the_journal_only() {
-    let world = World::new(12);
-    let ring = world.ring(ARENA);
-    let main = ring.clone();
-    world.run(&[&ring], async move {
-        let shards = open(std::slice::from_ref(&main), &config()).await;
+    on_one_shard(12, &config(), |shards, _| async move {
         make_topic(&shards[0]).await;
         let partition = partitions(&shards).swap_remove(0);
+        let ring = partition.ring();
         // A segment and the beginning of the next.
         for _ in 0..25 {
-            append(&main, &partition, 3000).await.unwrap();
+            append(ring, &partition, 3000).await.unwrap();
         }
-        main.sleep(Duration::from_secs(1)).await;
-        let names = main.list("/data/t-0".as_ref()).await.unwrap();
+        ring.sleep(Duration::from_secs(1)).await;
+        let names = ring.list("/data/t-0".as_ref()).await.unwrap();
         let indexes = names.iter().filter(|entry| entry.name.to_string_lossy().ends_with(".index"));
         assert_eq!(indexes.count(), 1, "{names:?}");
         shards[0].close().await.unwrap();
     });
-    ring.shut_down();
 }
 
 #[test]
@@ -465,28 +470,23 @@ fn sizes_that_make_no_sense_are_refused_by_name() {
             Shard::open(&main, config).await.err().expect("refused").to_string()
         };
         assert!(refused(JournalConfig { file_bytes: 5000, ..small() }).await.contains("5000"));
-        assert!(refused(JournalConfig { files_max: 1, ..small() }).await.contains('1'));
+        assert!(refused(JournalConfig { files_max: 1, ..small() }).await.contains("1 journal files"));
         assert!(refused(JournalConfig { round_bytes_max: 1 << 20, ..small() }).await.contains("1048576"));
         assert!(refused(JournalConfig { batch_bytes_max: 9 << 10, ..small() }).await.contains("9216"));
     });
     ring.shut_down();
 }
 
-/// What does not stage in memory has no journal, and says so.
+/// What does not stage in memory has no journal.
 #[test]
 fn ways_in_that_keep_nothing_in_memory_go_without_a_journal() {
     for &ingress in Ingress::ALL {
-        let world = World::new(2);
-        let ring = world.ring(ARENA);
-        let main = ring.clone();
-        world.run(&[&ring], async move {
-            let config = ShardConfig { ingress, trusted_producers: true, ..config() };
-            let shards = open(&[main], &config).await;
+        let config = ShardConfig { ingress, trusted_producers: true, ..config() };
+        on_one_shard(2, &config, move |shards, _| async move {
             make_topic(&shards[0]).await;
             fill(&shards, 2).await;
             assert_eq!(shards[0].counters().journal.frames > 0, ingress.is_direct(), "{ingress}");
             shards[0].close().await.unwrap();
         });
-        ring.shut_down();
     }
 }

@@ -16,7 +16,7 @@ use crate::log::{
     Tail, TimeIndex, WalkOutcome, parse_segment_file_name, segment_file_name,
 };
 use crate::sys::{OpenOptions, Ring, is_passing};
-use crate::types::{Offset, Position};
+use crate::types::{Offset, PartitionId, Position};
 
 /// Bytes behind a torn tail that are kept aside.
 const CUT_BYTES_MAX: u64 = 64 << 20;
@@ -30,6 +30,12 @@ pub(super) struct Start<'a> {
     pub recovery_point: Offset,
     pub log_start: Offset,
     pub clean: bool,
+}
+
+impl Start<'_> {
+    pub(super) fn id(&self) -> PartitionId {
+        PartitionId { topic: self.plan.id, index: self.index }
+    }
 }
 
 pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Result<Partition, OpenError> {
@@ -115,7 +121,9 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
         Log::restore(config, EpochOwner::Local, segments, epochs, start.log_start, fenced)
     };
     let active = log.active().base;
-    walked.retain(|base| !start.clean && *base < active && log.segment(*base).is_some());
+    // Those of a partition that was in a journal: see below.
+    let journaled = replay::is_in_journals(&common.node, &start);
+    walked.retain(|base| journaled && *base < active && log.segment(*base).is_some());
     for segment in log.segments() {
         files.push(segment.base, believed.contains(&segment.base));
     }
@@ -141,7 +149,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
         let path = start.dir.join(segment_file_name(base, Ext::Log));
         ring.sync(&ring.open(&path, OpenOptions::default()).await?).await?;
     }
-    if !start.clean {
+    if journaled {
         ring.sync_dir(&start.dir).await?;
     }
     match partition.writer(active).await {

@@ -239,6 +239,11 @@ pub(super) async fn leave(ring: &Ring, node: &Node) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the journals hold anything of a partition.
+pub(super) fn is_in_journals(node: &Node, start: &Start<'_>) -> bool {
+    !node.journals.of(start.id()).is_empty()
+}
+
 /// Writes to a partition's segments what the journals hold of it beyond their end. Up to where everything must be there
 /// comes back: where frames are missing between others, the segments have a hole that is to be fenced.
 pub(super) async fn replay(
@@ -247,20 +252,21 @@ pub(super) async fn replay(
     start: &Start<'_>,
     epochs: &EpochCache,
 ) -> Result<Offset, OpenError> {
-    let found = node.journals.of(PartitionId { topic: start.plan.id, index: start.index });
+    let found = node.journals.of(start.id());
     let mut recovery_point = start.recovery_point;
     if found.is_empty() {
         return Ok(recovery_point);
     }
-    // Segments may go on behind what a frame brings, and frames behind that: as long as there is something new.
+    // Segments may go on behind what a frame brings, and frames behind that: as long as there is something new, which each
+    // frame is once.
     let mut last = None;
-    loop {
+    for _ in 0..=found.len() {
         let reach = match end_of_segments(ring, start, epochs).await? {
             Some(reach) => reach,
             None => beginning(start, epochs, found),
         };
         if last == Some(reach) {
-            return Ok(recovery_point);
+            break;
         }
         let again = last.replace(reach).is_none() && node.journals.mutant == Mutant::ReplayTwice;
         let mut replay = Replay { ring, node, start, epochs, reach, again, files: BTreeMap::new() };
@@ -268,9 +274,10 @@ pub(super) async fn replay(
             replay.apply(one, &mut recovery_point).await?;
         }
         if !replay.sync().await? {
-            return Ok(recovery_point);
+            break;
         }
     }
+    Ok(recovery_point)
 }
 
 struct Replay<'a> {

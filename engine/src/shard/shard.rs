@@ -12,8 +12,7 @@ use std::task::Poll;
 
 use super::acks::Ack;
 use super::checkpoints;
-use super::config::Commit;
-use super::config::ShardConfig;
+use super::config::{Commit, ShardConfig};
 use super::errors::OpenError;
 use super::journal::{self, Journal, JournalCounters};
 use super::lanes::{self, Answer, Call, LaneCounters, Lanes, Work};
@@ -465,7 +464,7 @@ impl Shard {
     /// What the disk said.
     pub async fn seal(&self) -> io::Result<()> {
         self.0.common.write_checkpoints(&self.topics()).await?;
-        self.ring().remove_dir(&self.config().data_dir.join(journal::JOURNAL_DIR)).await?;
+        journal::remove_dir(self.ring(), &self.config().data_dir).await?;
         self.0.common.leave_clean_mark().await
     }
 

@@ -146,6 +146,16 @@ impl Files {
     }
 }
 
+/// Removes the directory of journals after a clean stop, unless files lie there that are not ours.
+pub(in crate::shard) async fn remove_dir(ring: &Ring, data_dir: &Path) -> io::Result<()> {
+    let dir = data_dir.join(JOURNAL_DIR);
+    match ring.list(&dir).await {
+        Ok(entries) if entries.is_empty() => ring.remove_dir(&dir).await,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 impl Used {
     /// Whether nothing is lost when it is written over.
     fn is_free(&mut self) -> bool {
@@ -172,8 +182,9 @@ pub(super) async fn find_file(common: &Common) -> Result<Option<(File, u64)>, St
     let Ok(block) = lease(common, JOURNAL_BLOCK).await else { return Ok(None) };
     let next = {
         let files = &mut *journal.files.borrow_mut();
-        let reuse = common.config.mutant == Mutant::EarlyReuse;
-        match files.full.front_mut().is_some_and(|oldest| reuse || oldest.is_free()) {
+        let early = common.config.mutant == Mutant::EarlyReuse;
+        let may_go = |oldest: &mut Used| oldest.is_free() || early && oldest.under_way == 0;
+        match files.full.front_mut().is_some_and(may_go) {
             true => {
                 journal.count(|c| c.recycled_files += 1);
                 files.full.pop_front().map(|used| (used.file, used.path))

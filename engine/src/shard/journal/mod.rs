@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use self::files::Files;
-pub(super) use self::files::{JOURNAL_DIR, LastFrame};
+pub(super) use self::files::{JOURNAL_DIR, LastFrame, remove_dir};
 use super::acks::Ack;
 use super::partition::Partition;
 use super::shard::{Common, Shard};
