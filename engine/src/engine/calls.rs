@@ -542,8 +542,8 @@ mod tests {
                 }
             }
         });
-        // What runs the ring allocates a few times, and each round its vector; nothing for each of the calls.
-        assert!(shard <= 16 && caller <= 1, "for 1000 calls: shard {shard}, caller {caller}");
+        // What runs the ring allocates a few times, and each round its vector.
+        assert!(shard <= 8 && caller <= 1, "for 1000 calls: shard {shard}, caller {caller}");
     }
 
     #[test]

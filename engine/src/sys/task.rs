@@ -180,7 +180,7 @@ impl Executor {
 
     /// Forgets who was woken: once no task lives, a wake would only keep the thread from its sleep.
     pub(crate) fn forget_wakes(&self) {
-        debug_assert_eq!(self.0.live.get(), 0, "a live task would never run again");
+        assert_eq!(self.0.live.get(), 0, "a live task would never run again");
         for words in [&self.0.ready.words, &self.0.ready.summary] {
             words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         }

@@ -139,16 +139,16 @@ impl StageBlock {
 impl Stage {
     pub(super) fn new(end: LogPoint) -> Stage {
         Stage {
-            blocks: VecDeque::with_capacity(16),
+            blocks: VecDeque::new(),
             held_bytes: 0,
-            spare: VecDeque::with_capacity(16),
-            ends: VecDeque::with_capacity(256),
+            spare: VecDeque::new(),
+            ends: VecDeque::new(),
             staged: end,
             written: (end.segment, end.position),
             under_way: None,
             last_block: None,
             next_stage_bytes: STAGE_BYTES_MIN,
-            spare_parts: VecDeque::with_capacity(4),
+            spare_parts: VecDeque::new(),
         }
     }
 
