@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
-use ringlog::shard::{Commit, JournalConfig};
+use ringlog::shard::{Commit, JournalConfig, ShardConfig};
 use ringlog::sys::{Flushes, topology};
 use ringlog::{Ack, Egress, Engine, EngineConfig, Ingress, TopicConfig, block_on};
 use ringlog_broker::{BrokerConfig, start};
@@ -53,6 +53,9 @@ struct Serve {
     /// one flush for all) or files (each partition's segment, one flush each).
     #[arg(long, default_value_t = Commit::Journal)]
     commit: Commit,
+    /// The largest batch that goes through the journal, in bytes; larger ones go to their segments directly.
+    #[arg(long, default_value_t = JournalConfig::default().batch_bytes_max)]
+    journal_batch_bytes: u64,
     /// What one partition may give to one round of the journal, in bytes; with more it goes to its segment directly.
     #[arg(long, default_value_t = JournalConfig::default().round_bytes_max)]
     journal_round_bytes: u64,
@@ -187,7 +190,9 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     config.shard.egress = told.egress;
     config.shard.node_id = told.node_id;
     config.shard.commit = told.commit;
+    config.shard.journal.batch_bytes_max = told.journal_batch_bytes;
     config.shard.journal.round_bytes_max = told.journal_round_bytes;
+    let commit_words = commit_words(&config.shard);
     // Through the names that topics use, so that nonsense is refused in the same words.
     let settings = [
         ("ringlog.ack", told.ack.to_string()),
@@ -212,7 +217,7 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
         told.egress,
         told.ack
     );
-    println!("{}", commit_words(told));
+    println!("{commit_words}");
     println!(
         "a flush {}",
         match flushes {
@@ -280,20 +285,19 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
 }
 
 /// Where what must be durable is safe first.
-fn commit_words(told: &Serve) -> String {
-    let journal = JournalConfig { round_bytes_max: told.journal_round_bytes, ..JournalConfig::default() };
-    match told.commit {
+fn commit_words(config: &ShardConfig) -> String {
+    match config.commit {
         Commit::Files => "durable appends are committed in their segments, one flush for each".to_owned(),
-        Commit::Journal if !told.ingress.is_direct() => format!(
+        Commit::Journal if !config.ingress.is_direct() => format!(
             "durable appends are committed in their segments, one flush for each: ingress {} keeps nothing in memory that a \
              journal could be destaged from",
-            told.ingress
+            config.ingress
         ),
         Commit::Journal => format!(
             "durable appends are committed in a journal, one flush for all: batches of up to {} KiB, up to {} KiB of a \
              partition at a time; others in their segments",
-            journal.batch_bytes_max >> 10,
-            journal.round_bytes_max >> 10
+            config.journal.batch_bytes_max >> 10,
+            config.journal.round_bytes_max >> 10
         ),
     }
 }
