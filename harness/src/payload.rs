@@ -272,7 +272,6 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use super::*;
     use crate::batch::Batches;
@@ -367,35 +366,5 @@ mod tests {
             2.0,
             "15 with keys"
         );
-    }
-
-    /// Not a gate, for time is not asserted: `cargo test --release -p ringlog-harness -- --ignored --nocapture cost`.
-    #[test]
-    #[ignore = "prints a cost, asserts nothing"]
-    fn cost_of_a_record() {
-        let payload = Payload::seeded(1024, 1);
-        let mut buffer = vec![0; 256 << 10];
-        let rounds = 400;
-        let (mut records, mut end) = (0u64, 0);
-        let begun = Instant::now();
-        for round in 0..rounds {
-            let mut writer = BatchWriter::begin(&mut buffer, 1);
-            while payload.push(&mut writer, &head(round * 1000 + records), None).is_some() {
-                records += 1;
-            }
-            end = writer.finish();
-        }
-        println!("encode {:.0} ns a record of 1 KiB", begun.elapsed().as_nanos() as f64 / records as f64);
-        let (begun, mut checked) = (Instant::now(), 0u64);
-        for _ in 0..rounds {
-            for batch in Batches::new(&buffer[..end]) {
-                let batch = batch.unwrap();
-                assert!(batch.crc_is_good());
-                checked +=
-                    batch.records().filter(|record| payload.check(&record.unwrap()).is_ok()).count() as u64;
-            }
-        }
-        assert_eq!(checked, records);
-        println!("verify {:.0} ns a record of 1 KiB", begun.elapsed().as_nanos() as f64 / checked as f64);
     }
 }

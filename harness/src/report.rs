@@ -257,15 +257,6 @@ mod tests {
         assert!(!page.contains("<svg") && !page.contains("NaN") && !page.contains("inf"));
     }
 
-    /// `cargo test -p ringlog-harness -- --ignored canned_run`, then `ringlog-harness report target/canned-run`.
-    #[test]
-    #[ignore = "keeps a made-up run to look at"]
-    fn canned_run_to_look_at() {
-        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/canned-run");
-        std::fs::create_dir_all(&directory).unwrap();
-        canned().save(&directory).unwrap();
-    }
-
     #[test]
     fn words_are_quoted_as_a_shell_would_take_them_back() {
         assert_eq!(

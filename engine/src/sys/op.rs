@@ -284,7 +284,7 @@ pub(crate) enum Job {
         bytes: usize,
     },
     /// Unmaps pages that an operation has used.
-    UnmapPages(#[allow(dead_code, reason = "held for its drop")] FreshPages),
+    UnmapPages(FreshPages),
     /// Maps `[at, at + bytes)`, shared, and touches it for writing.
     MapWindow {
         at: u64,
