@@ -77,6 +77,10 @@ struct Serve {
     /// Beyond this size of a partition old segments go; -1 for never.
     #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
     retention_bytes: i64,
+    /// Walk every partition at the start and check each of its bytes, as after a crash that left no manifest: what rotted
+    /// since is found and fenced.
+    #[arg(long)]
+    verify: bool,
     /// This node's number in a new data directory.
     #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(0..))]
     node_id: i32,
@@ -189,6 +193,7 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     config.shard.trusted_producers = told.trusted_producers;
     config.shard.egress = told.egress;
     config.shard.node_id = told.node_id;
+    config.shard.verify = told.verify;
     config.shard.commit = told.commit;
     config.shard.journal.batch_bytes_max = told.journal_batch_bytes;
     config.shard.journal.round_bytes_max = told.journal_round_bytes;

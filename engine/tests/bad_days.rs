@@ -37,6 +37,8 @@ impl Home {
         config.shard.arena_bytes_max = 32 << 20;
         // The segments are all there is; `journal.rs` has what a journal mends.
         config.shard.commit = Commit::Files;
+        // What happened to files while nobody had them open is found by who looks; `manifest.rs` has starts that do not.
+        config.shard.verify = true;
         Engine::open(config).unwrap()
     }
 

@@ -156,6 +156,8 @@ fn an_epoch_without_room_is_stored_before_the_first_append_of_it() {
         shard.leave();
         drop((partition, shard));
         ring.sleep(Duration::from_secs(1)).await;
+        // Without a manifest the partition's own file has to tell of it.
+        faults.deny_writes("/data/manifest/", 1);
         faults.deny_writes("leader-epoch-checkpoint", 6);
         let shard = Shard::open(&ring, config.clone()).await.expect("a full disk is opened");
         let partition = shard.topic("t").unwrap().here(0).unwrap().clone();
@@ -402,10 +404,11 @@ fn a_read_that_fails_while_opening_says_where_and_an_index_is_done_without() {
         shard.close().await.unwrap();
         drop((partition, shard));
         faults.fail_reads(".log", 1);
-        let words = Shard::open(&main, ShardConfig::new("/data")).await.err().unwrap().to_string();
+        let verify = ShardConfig { verify: true, ..ShardConfig::new("/data") };
+        let words = Shard::open(&main, verify.clone()).await.err().unwrap().to_string();
         assert_names(&words, &["/data/t-0/0000000000000000", ".log", "position"]);
         faults.fail_reads(".index", 1);
-        let shard = Shard::open(&main, ShardConfig::new("/data")).await.unwrap();
+        let shard = Shard::open(&main, verify).await.unwrap();
         assert_eq!(records(&main, shard.topic("t").unwrap().here(0).unwrap()).await, 12);
     });
 }

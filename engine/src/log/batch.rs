@@ -239,7 +239,7 @@ impl BatchHeader {
     }
 
     /// What must hold of offsets and counts on disk: compaction may leave fewer records than offsets, even none.
-    pub(super) fn check_offsets(&self) -> Result<(), BatchError> {
+    pub(crate) fn check_offsets(&self) -> Result<(), BatchError> {
         if self.count < 0
             || self.last_offset_delta < 0
             || i64::from(self.count) > i64::from(self.last_offset_delta) + 1

@@ -10,8 +10,11 @@ use std::cell::Cell;
 use super::batch::{BatchError, BatchHeader};
 use super::config::LogConfig;
 use super::epoch::{EpochCache, EpochOwner};
+use super::manifest::{PartitionState, SegmentState};
+use super::offset_index::OffsetIndex;
 use super::recovery::FencedRange;
 use super::segment::Segment;
+use super::time_index::TimeIndex;
 use super::watermarks::{LogPoint, Marks, Watermarks};
 use crate::types::{Epoch, Offset, Position, Timestamp};
 
@@ -227,6 +230,81 @@ impl Log {
             log_end,
         });
         Log { config, owner, segments, epochs, local_epoch, marks, fenced, known: KnownBoundaries::new() }
+    }
+
+    /// A local log as a manifest has it.
+    #[must_use]
+    pub fn recorded(config: LogConfig, state: &PartitionState, log_start: Offset) -> Log {
+        let segments = state.segments.iter().map(|segment| Segment::recorded(segment, &config)).collect();
+        let mut epochs = EpochCache::new();
+        state.epochs.iter().for_each(|(epoch, start)| epochs.assign(*epoch, *start));
+        Log::restore(config, EpochOwner::Local, segments, epochs, log_start, Vec::new())
+    }
+
+    /// What a manifest is told of it, as far as `end`: a batch boundary up to which all is flushed. `indexed` says of a
+    /// segment whether its indexes are in their files. Nothing while a part of it is rotten: that is to be found again.
+    #[must_use]
+    pub fn state(
+        &self,
+        awake: bool,
+        end: LogPoint,
+        indexed: impl Fn(Offset) -> bool,
+    ) -> Option<PartitionState> {
+        if !self.fenced.is_empty() || self.owner != EpochOwner::Local {
+            return None;
+        }
+        let below = self.segments.iter().take_while(|segment| segment.base <= end.segment);
+        let segments: Vec<SegmentState> = below
+            .map(|segment| match segment.base == end.segment {
+                true => segment.state(end.offset, end.position, indexed(segment.base)),
+                false => segment.state(segment.next_offset, segment.end, indexed(segment.base)),
+            })
+            .collect();
+        let log_start = self.log_start().min(end.offset);
+        let known = !segments.is_empty() && end.offset >= segments[0].base;
+        known.then(|| PartitionState { awake, log_start, epochs: self.epochs.starts().to_vec(), segments })
+    }
+
+    /// Keeps nothing of any segment's indexes in memory.
+    pub fn let_go_of_indexes(&mut self) {
+        self.segments.iter_mut().for_each(Segment::let_go_of_indexes);
+        self.known = KnownBoundaries::new();
+    }
+
+    /// The base of the segment that holds `offset`, if its indexes are not in memory for it.
+    #[must_use]
+    pub fn unloaded_at(&self, offset: Offset) -> Option<Offset> {
+        let holding = self.segments.partition_point(|segment| segment.base <= offset).saturating_sub(1);
+        let segment = &self.segments[holding];
+        segment.unloaded().filter(|(below, _)| offset < *below).map(|_| segment.base)
+    }
+
+    /// The first segment where a search for `timestamp` may begin whose indexes are not all in memory.
+    #[must_use]
+    pub fn unloaded_for(&self, timestamp: Timestamp) -> Option<Offset> {
+        let holds = |segment: &&Segment| {
+            segment.largest_timestamp >= timestamp && segment.next_offset > self.log_start()
+        };
+        self.segments
+            .iter()
+            .find(holds)
+            .filter(|segment| segment.unloaded().is_some())
+            .map(|segment| segment.base)
+    }
+
+    /// Takes the indexes of the segment `base` below a place, if it still is there and lacks just these.
+    pub fn load_indexes(
+        &mut self,
+        base: Offset,
+        below: (Offset, Position),
+        index: OffsetIndex,
+        time_index: TimeIndex,
+    ) {
+        if let Ok(at) = self.segments.binary_search_by_key(&base, |segment| segment.base)
+            && self.segments[at].unloaded() == Some(below)
+        {
+            self.segments[at].load(index, time_index);
+        }
     }
 
     /// Whether there are offsets for `records` more. A log only ends up this far when a file was misnamed or a number

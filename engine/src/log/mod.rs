@@ -13,6 +13,7 @@
 //! | `epoch`, `watermarks` | who wrote, and how far |
 //! | `recovery` | the walk after an unclean stop: rot told from a torn tail |
 //! | `journal` | the shard journal's bytes: units, frames, the scan after an unclean stop |
+//! | `manifest` | what a start must know of all partitions, as bytes |
 //! | `batch`, `crc` | the record batch header: parse, check, stamp; CRC-32C |
 //! | `build`, `records` | batches built and read record by record, for clients and tests |
 //! | `checkpoint`, `names` | small text files; names of files, directories and topics |
@@ -28,6 +29,7 @@ mod journal;
 // The log is the noun here; a cleverer file name would only hide it.
 #[allow(clippy::module_inception)]
 mod log;
+mod manifest;
 mod names;
 mod offset_index;
 mod records;
@@ -55,6 +57,10 @@ pub use journal::{
 };
 pub use log::{
     AppendAtError, Extent, Log, LogStartError, Lookup, Placement, ReadError, TimeLookup, Truncation,
+};
+pub use manifest::{
+    FoundManifest, ManifestError, ManifestHead, PartitionEntry, PartitionState, SegmentState,
+    encode_snapshot_end,
 };
 pub use names::{
     Ext, TOPIC_NAME_BYTES_MAX, TopicNameError, check_topic_name, parse_partition_dir_name,

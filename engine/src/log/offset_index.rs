@@ -71,10 +71,32 @@ pub enum IndexError {
 }
 
 impl OffsetIndex {
-    /// An empty index with room for 16,384 entries, for a segment that is going to be appended to.
+    /// An empty index. The first entry makes room for 16,384: many a partition never gets one.
     #[must_use]
     pub fn new(base: Offset, interval_bytes: u32) -> OffsetIndex {
-        OffsetIndex { base, entries: Vec::with_capacity(ENTRIES_RESERVED), interval_bytes, bytes_since: 0 }
+        OffsetIndex { base, entries: Vec::new(), interval_bytes, bytes_since: 0 }
+    }
+
+    /// One that knows nothing of the first `bytes` of its segment.
+    #[must_use]
+    pub(super) fn behind(base: Offset, interval_bytes: u32, bytes: u64) -> OffsetIndex {
+        OffsetIndex { bytes_since: bytes, ..OffsetIndex::new(base, interval_bytes) }
+    }
+
+    /// Puts the entries of `before`, which end where this one's begin, in front.
+    pub(super) fn put_before(&mut self, mut before: OffsetIndex) {
+        let behind = before.entries.last().map_or(0, |last| last.position + 1);
+        let known = self.entries.partition_point(|entry| entry.position < behind);
+        if self.entries.is_empty() {
+            self.bytes_since = before.bytes_since;
+        }
+        before.entries.extend_from_slice(&self.entries[known..]);
+        self.entries = before.entries;
+    }
+
+    /// Of how many bytes of the segment it would know without entries.
+    pub(super) fn interval_bytes(&self) -> u32 {
+        self.interval_bytes
     }
 
     /// Reads an index file that belongs to a segment of `segment_bytes`.
@@ -142,6 +164,9 @@ impl OffsetIndex {
                 before.is_none_or(|before| before.last < base && before.position < position),
                 "index entry {base}..={last} at {position} after {before:?}"
             );
+            if self.entries.is_empty() {
+                self.entries.reserve(ENTRIES_RESERVED);
+            }
             self.entries.push(Entry { base, last, position });
             self.bytes_since = 0;
         }
@@ -221,13 +246,9 @@ impl OffsetIndex {
         self.bytes_since = position.0 - self.entries.last().map_or(0, |entry| u64::from(entry.position));
     }
 
-    /// Makes room for appends, or gives back what a sealed segment does not need.
-    pub(super) fn size_for_appends(&mut self, appends: bool) {
-        if appends {
-            self.entries.reserve(ENTRIES_RESERVED.saturating_sub(self.entries.len()));
-        } else {
-            self.entries.shrink_to_fit();
-        }
+    /// Gives back the room that a sealed segment does not need.
+    pub(super) fn shrink(&mut self) {
+        self.entries.shrink_to_fit();
     }
 
     fn relative(&self, offset: Offset) -> u32 {

@@ -3,6 +3,7 @@
 
 use super::batch::BatchHeader;
 use super::config::LogConfig;
+use super::manifest::SegmentState;
 use super::offset_index::OffsetIndex;
 use super::time_index::TimeIndex;
 use crate::types::{Offset, Position, Timestamp};
@@ -40,6 +41,8 @@ pub struct Segment {
     preparation_step: u64,
     /// What comes last was lost.
     ends_in_loss: bool,
+    /// See [`Segment::unloaded`].
+    unloaded: Option<(Offset, Position)>,
 }
 
 impl Segment {
@@ -81,6 +84,7 @@ impl Segment {
             largest_offset,
             preparation_step: 0,
             ends_in_loss: false,
+            unloaded: None,
         }
     }
 
@@ -186,16 +190,60 @@ impl Segment {
         if !self.is_empty() {
             self.time_index.note(self.largest_timestamp, self.largest_offset);
         }
-        self.index.size_for_appends(false);
-        self.time_index.size_for_appends(false);
+        self.index.shrink();
+        self.time_index.shrink();
         self.sealed = true;
     }
 
     /// Makes it ready for appends (again).
     pub fn unseal(&mut self) {
-        self.index.size_for_appends(true);
-        self.time_index.size_for_appends(true);
         self.sealed = false;
+    }
+
+    /// A segment as a manifest has it. Its indexes are in their files, or to be made again.
+    #[must_use]
+    pub fn recorded(state: &SegmentState, config: &LogConfig) -> Segment {
+        let mut segment = Segment::new(state.base, config);
+        (segment.next_offset, segment.end, segment.prepared) = (state.next_offset, state.end, state.end);
+        (segment.largest_timestamp, segment.largest_offset) = (state.largest_timestamp, state.largest_offset);
+        segment.let_go_of_indexes();
+        segment
+    }
+
+    /// What a manifest is told of it as far as `next_offset` and `end`, a batch boundary.
+    #[must_use]
+    pub fn state(&self, next_offset: Offset, end: Position, indexed: bool) -> SegmentState {
+        SegmentState {
+            base: self.base,
+            next_offset,
+            end,
+            largest_timestamp: self.largest_timestamp,
+            largest_offset: self.largest_offset.clamp(self.base, next_offset),
+            indexed,
+        }
+    }
+
+    /// Keeps nothing of its indexes in memory.
+    pub fn let_go_of_indexes(&mut self) {
+        let (base, interval) = (self.base, self.index.interval_bytes());
+        self.index = OffsetIndex::behind(base, interval, self.end.0);
+        self.time_index = TimeIndex::new(base);
+        // The first batch is never entered: there is nothing to know of a segment that is no longer than that.
+        self.unloaded = (self.end.0 > u64::from(interval)).then_some((self.next_offset, self.end));
+    }
+
+    /// What its indexes in memory do not know of: all below an offset and a position.
+    #[must_use]
+    pub fn unloaded(&self) -> Option<(Offset, Position)> {
+        self.unloaded
+    }
+
+    /// Takes the indexes of what was not in memory.
+    pub fn load(&mut self, index: OffsetIndex, time_index: TimeIndex) {
+        if self.unloaded.take().is_some() {
+            self.index.put_before(index);
+            self.time_index.put_before(time_index);
+        }
     }
 
     /// Forgets everything from `position`, a batch boundary, which is `offset`, on.
@@ -217,6 +265,10 @@ impl Segment {
         }
         self.end = position;
         self.next_offset = offset.max(self.base);
+        self.unloaded = match self.unloaded.map(|below| below.min((self.next_offset, position))) {
+            Some((_, Position(0))) => None,
+            below => below,
+        };
         self.prepared = self.prepared.min(position);
         self.preparation_step = 0;
     }

@@ -18,10 +18,20 @@ pub struct TimeIndex {
 }
 
 impl TimeIndex {
-    /// An empty index with room for 16,384 entries.
+    /// An empty index. The first entry makes room for 16,384.
     #[must_use]
     pub fn new(base: Offset) -> TimeIndex {
-        TimeIndex { base, entries: Vec::with_capacity(ENTRIES_RESERVED) }
+        TimeIndex { base, entries: Vec::new() }
+    }
+
+    /// Puts the entries of `before`, which knows of earlier offsets only, in front.
+    pub(super) fn put_before(&mut self, mut before: TimeIndex) {
+        let news = |entry: &&(Timestamp, u32)| {
+            before.entries.last().is_none_or(|last| last.0 < entry.0 && last.1 <= entry.1)
+        };
+        let news: Vec<_> = self.entries.iter().filter(news).copied().collect();
+        before.entries.extend(news);
+        self.entries = before.entries;
     }
 
     /// Reads an index file that belongs to a segment with offsets below `next_offset`.
@@ -81,6 +91,9 @@ impl TimeIndex {
                 self.entries.last().is_none_or(|before| before.1 <= relative),
                 "time index goes backwards"
             );
+            if self.entries.is_empty() {
+                self.entries.reserve(ENTRIES_RESERVED);
+            }
             self.entries.push((largest, relative));
         }
     }
@@ -110,12 +123,8 @@ impl TimeIndex {
         self.entries.truncate(self.entries.partition_point(|entry| i64::from(entry.1) < relative));
     }
 
-    pub(super) fn size_for_appends(&mut self, appends: bool) {
-        if appends {
-            self.entries.reserve(ENTRIES_RESERVED.saturating_sub(self.entries.len()));
-        } else {
-            self.entries.shrink_to_fit();
-        }
+    pub(super) fn shrink(&mut self) {
+        self.entries.shrink_to_fit();
     }
 }
 

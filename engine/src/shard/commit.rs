@@ -14,6 +14,7 @@ use super::config::Mutant;
 use super::errors::AppendError;
 use super::partition::{Partition, State};
 use super::reserve_file::is_full;
+use super::sleep::Sleep;
 use super::stages::Stage;
 use crate::log::{EpochOwner, Ext, Log, LogPoint};
 use crate::sys::{File, OpenOptions, is_passing};
@@ -53,7 +54,7 @@ impl Partition {
 
     /// Whether the task's loops have nothing more to do, ever.
     fn is_over(&self) -> bool {
-        self.0.state.get() == State::Closed || self.0.failure.borrow().is_some()
+        self.0.state.get() == State::Closed || self.0.failure.borrow().is_some() || self.is_at_rest()
     }
 
     /// The file to append to, made with its name if it is not there yet.
@@ -61,6 +62,7 @@ impl Partition {
         if let Some(file) = self.0.files.borrow().get(base).and_then(|f| f.writer.clone()) {
             return Ok(file);
         }
+        self.wake().await?;
         let ring = &self.0.common.ring;
         let path = self.0.files.borrow().path(base, Ext::Log);
         let direct = self.0.common.direct_writes();
@@ -116,10 +118,18 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
         let path = partition.0.files.borrow().path(unit.segment, Ext::Log);
         format!("{what} {}: {e}", path.display())
     };
+    let first = unit.writes.iter().flatten().map(|(at, _)| *at).min().unwrap_or(Position(0));
     let file = loop {
         match partition.writer(unit.segment).await {
             Ok(file) => break file,
-            Err(e) => wait_unless_lost(partition, &e, explain("no way to write to", &e)).await?,
+            Err(e) => {
+                wait_unless_lost(
+                    partition,
+                    &e,
+                    explain(&format!("no way to write at position {first} of"), &e),
+                )
+                .await?
+            }
         }
     };
     unhinder(partition);
@@ -456,6 +466,7 @@ async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
     let last = partition.0.checkpointed.get();
     if last.segment != target.segment || target.position.since(last.position) >= CHECKPOINT_BYTES {
         partition.0.checkpointed.set(target);
+        partition.record();
         common.request_checkpoint();
     }
     partition.follow_reach();
@@ -535,7 +546,8 @@ async fn upkeep_loop(partition: &Partition) {
 }
 
 fn next_chore(partition: &Partition) -> Option<Chore> {
-    if partition.0.state.get() != State::Open || partition.owes() || partition.0.cutting.get() {
+    let apart = partition.owes() || partition.0.cutting.get() || partition.0.sleep.get() != Sleep::Awake;
+    if partition.0.state.get() != State::Open || apart {
         return None;
     }
     let log = partition.0.log.borrow();
@@ -649,8 +661,9 @@ impl Partition {
 /// A sealed segment is durable: its indexes are written and its room is given back. One with rot in it gets none: a
 /// segment that has indexes is believed at the next start, one that has none is walked, and fenced again. Nor is it
 /// trimmed: where rot ends is a guess, and the last bytes of a batch may be zeros.
-async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
+pub(super) async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
     let ring = &partition.0.common.ring;
+    partition.load_indexes(base).await?;
     let parts = {
         let log = partition.0.log.borrow();
         let fenced = log.fenced().iter().any(|range| range.segment == base);
@@ -669,8 +682,14 @@ async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
             let _ = reader.seal(ring, end);
         }
     }
+    let (active, few) = {
+        let log = partition.0.log.borrow();
+        (log.active().base == base, index.is_empty())
+    };
     // The offset index last: where it is, the file has its exact size and the time index is there.
-    if fenced {
+    if active && few {
+        // Nothing that a short walk would not tell.
+    } else if fenced {
         ring.remove(&index_path).await?;
         ring.remove(&time_path).await?;
     } else if partition.0.state.get() == State::Draining {
@@ -683,6 +702,7 @@ async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
     if let Some(entry) = partition.0.files.borrow_mut().get_mut(base) {
         entry.writer = None;
         entry.finished = true;
+        entry.indexed = !fenced;
     }
     Ok(())
 }
@@ -698,15 +718,10 @@ impl Partition {
             if let Some(why) = &*self.0.failure.borrow() {
                 return Err(why.clone());
             }
-            let marks = self.marks();
-            let busy = self.0.unit_under_way.get()
-                || self.0.flush_under_way.get()
-                || self.0.chore_under_way.get()
-                || self.0.splicing.is_under_way()
-                || self.is_settling();
-            if self.0.reach.borrow().is_settled(marks.log_end) && !busy {
+            if self.is_quiet() {
                 break;
             }
+            let marks = self.marks();
             self.0.reach.borrow_mut().want_stored(marks.log_end.offset, true);
             self.go_direct();
             let mut waited = false;
@@ -725,11 +740,14 @@ impl Partition {
             return Err(format!("{self}: there was no room to keep what lies behind its torn end"));
         }
         let bases: Vec<Offset> =
-            self.0.files.borrow().iter().filter(|f| !f.finished).map(|f| f.base).collect();
+            self.0.files.borrow().iter().filter(|f| !f.finished && !f.indexed).map(|f| f.base).collect();
         for base in bases {
             finish_segment(self, base).await.map_err(|e| format!("{self}: closing segment {base}: {e}"))?;
         }
-        self.store_epochs().await.map_err(|e| format!("{self}: {e}"))?;
+        if self.0.sleep.get() != Sleep::Asleep {
+            self.store_epochs().await.map_err(|e| format!("{self}: {e}"))?;
+            self.note_asleep();
+        }
         Ok(())
     }
 

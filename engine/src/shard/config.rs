@@ -32,6 +32,10 @@ pub struct ShardConfig {
     pub commit: Commit,
     /// The journal's sizes.
     pub journal: JournalConfig,
+    /// Every partition is walked at the start, and each of its bytes checked, whatever the manifests say.
+    pub verify: bool,
+    /// How long nobody has to do with a partition until it keeps no open file and no memory: once to twice that.
+    pub sleep_after: Duration,
     /// How often retention is looked at.
     pub retention_interval: Duration,
     /// This node's number, where the data directory does not know one yet.
@@ -106,6 +110,8 @@ impl ShardConfig {
             tail_cache_bytes_max: 64 << 20,
             commit: Commit::Journal,
             journal: JournalConfig::default(),
+            verify: false,
+            sleep_after: Duration::from_secs(60),
             retention_interval: Duration::from_secs(300),
             node_id: 0,
             mutant: Mutant::None,

@@ -1,9 +1,12 @@
 //! A fetch: from an offset to pieces of memory and file, read by nobody on the way.
 
+use std::cmp::Ordering;
+use std::path::Path;
+
 use super::errors::FetchError;
 use super::partition::{Partition, State};
 use crate::log::{Ext, Extent, HeaderWalk, LogPoint, Lookup, Marks, ReadError, Records, WalkStep};
-use crate::sys::{Lease, OpenOptions};
+use crate::sys::{File, Lease, OpenOptions};
 use crate::transfer::{Egress, Piece, SegmentFile};
 use crate::types::{Offset, Position, Timestamp};
 
@@ -42,7 +45,11 @@ impl Partition {
                 high_watermark: marks.high_watermark.offset,
                 log_start: marks.log_start,
             };
-            let (generation, lookup) = (self.generation(), self.locate(offset, bytes_max)?);
+            let generation = self.generation();
+            if self.ready_index(offset).await? {
+                continue; // The log may have moved meanwhile.
+            }
+            let lookup = self.locate(offset, bytes_max)?;
             let extent = match lookup {
                 Lookup::AtEnd => return Ok(found(0)),
                 Lookup::Extent(extent) => extent,
@@ -124,6 +131,11 @@ impl Partition {
     ) -> Result<Option<(Offset, Timestamp)>, FetchError> {
         let end = self.marks().high_watermark;
         let log_start = self.marks().log_start;
+        self.touch();
+        let unloaded = self.0.log.borrow().unloaded_for(timestamp);
+        if let Some(base) = unloaded {
+            self.load_indexes(base).await.map_err(|error| FetchError::Io(format!("{self}: {error}")))?;
+        }
         let mut lookup = self.0.log.borrow().offset_for_timestamp(timestamp, end);
         while let Some(place) = lookup {
             let walk = HeaderWalk::to_timestamp(timestamp, log_start, place.from, place.to);
@@ -145,6 +157,7 @@ impl Partition {
 
     /// The batch boundary at or below `to`.
     pub(super) async fn boundary_at(&self, to: Offset, end: LogPoint) -> Result<LogPoint, FetchError> {
+        self.ready_index(to).await?;
         let marks = self.marks();
         let lookup = self.0.log.borrow().locate(to, 1, end).map_err(|error| self.explain(error, &marks))?;
         match lookup {
@@ -190,7 +203,12 @@ impl Partition {
     }
 
     /// Reads `bytes` at `at`, from memory or file, into one lease.
-    async fn read_span(&self, segment: Offset, at: Position, bytes: u64) -> Result<Lease, FetchError> {
+    pub(super) async fn read_span(
+        &self,
+        segment: Offset,
+        at: Position,
+        bytes: u64,
+    ) -> Result<Lease, FetchError> {
         let io = |e: &std::io::Error| FetchError::Io(format!("{self}: {e}"));
         let extent = Extent { segment, from: at, to: at.plus(bytes) };
         while self.needs_file(extent, Egress::Tail) && self.reader_if_open(segment).is_none() {
@@ -278,11 +296,32 @@ impl Partition {
         let ring = &self.0.common.ring;
         let path = self.0.files.borrow().path(base, Ext::Log);
         let file = ring.open(&path, OpenOptions::default()).await?;
+        self.check_size(&file, base, &path).await?;
         let direct = match self.0.common.direct_reads(self.0.config.egress) {
             true => Some(ring.open(&path, OpenOptions { direct: true, ..OpenOptions::default() }).await?),
             false => None,
         };
         Ok(SegmentFile::new(base, file, direct, path.into()))
+    }
+
+    /// Nobody looked at the file when it was last opened: what the manifest said of it was believed.
+    async fn check_size(&self, file: &File, base: Offset, path: &Path) -> std::io::Result<()> {
+        let stored = self.0.reach.borrow().stored();
+        let end = match stored.segment.cmp(&base) {
+            Ordering::Greater => self.0.log.borrow().segment(base).map_or(Position(0), |segment| segment.end),
+            Ordering::Equal => stored.position,
+            Ordering::Less => Position(0),
+        };
+        let wanted = self.0.files.borrow().get(base).is_some_and(|f| f.recorded);
+        let bytes = if wanted { self.0.common.ring.size(file).await? } else { end.0 };
+        match bytes >= end.0 {
+            true => Ok(()),
+            false => Err(std::io::Error::other(format!(
+                "{} ends at position {bytes} and held {end} bytes when it was last closed: somebody cut it. A start that \
+                 verifies everything fences what is lost",
+                path.display()
+            ))),
+        }
     }
 
     /// Up to where of a range the file is taken: memory holds the rest, the end of what there is.

@@ -22,6 +22,10 @@ pub(super) struct SegmentFiles {
     pub dirty: bool,
     /// Sealed, flushed, trimmed, its indexes written: nothing is left to do.
     pub finished: bool,
+    /// How it is was taken from the manifest.
+    pub recorded: bool,
+    /// Its indexes lie in their files, and cover it.
+    pub indexed: bool,
 }
 
 /// All of a partition, oldest first.
@@ -32,7 +36,7 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(dir: PathBuf) -> Files {
-        Files { dir, files: VecDeque::with_capacity(4) }
+        Files { dir, files: VecDeque::new() }
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -54,6 +58,8 @@ impl Files {
             named: finished,
             dirty: false,
             finished,
+            recorded: false,
+            indexed: finished,
         });
     }
 
@@ -68,6 +74,18 @@ impl Files {
     /// Forgets a segment. Its descriptors close when the last plan that uses them is gone.
     pub(super) fn remove(&mut self, base: Offset) {
         self.files.retain(|f| f.base != base);
+    }
+
+    /// All of them are as the manifest says; nobody has looked.
+    pub(super) fn note_recorded(&mut self) {
+        self.files.iter_mut().for_each(|file| file.recorded = true);
+    }
+
+    /// Closes what is open.
+    pub(super) fn close(&mut self) {
+        for file in &mut self.files {
+            (file.writer, file.reader) = (None, None);
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &SegmentFiles> {

@@ -11,8 +11,10 @@ mod config;
 mod errors;
 mod fetch;
 mod files;
+mod indexes;
 mod journal;
 mod lanes;
+mod manifest;
 mod maps;
 mod node;
 mod owed;
@@ -28,6 +30,7 @@ mod route;
 // The shard is the noun here; a cleverer file name would only hide it.
 #[allow(clippy::module_inception)]
 mod shard;
+mod sleep;
 mod splicing;
 mod stages;
 mod topics;

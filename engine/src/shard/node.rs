@@ -16,6 +16,7 @@ use super::checkpoints::{CLEAN_MARK_FILE, LOG_STARTS_FILE, RECOVERY_POINTS_FILE}
 use super::config::{ShardConfig, TopicConfig};
 use super::errors::OpenError;
 use super::lanes::{Letter, mailbox_capacity};
+use super::manifest::FoundManifests;
 use super::partition::partition_dir;
 use super::placement::VIRTUAL_SHARDS;
 use super::replay::FoundJournals;
@@ -50,6 +51,7 @@ pub struct Node {
     checkpoint_noticed: AtomicBool,
     /// What the journals of an earlier start hold.
     pub(super) journals: FoundJournals,
+    pub(super) manifests: FoundManifests,
     pub(super) reserve: Reserve,
     /// Given up when the last shard is gone: until then no other process touches the directory.
     _lock: DirLock,
@@ -117,6 +119,7 @@ impl Node {
         let starts = checkpoint(ring, &dir, LOG_STARTS_FILE).await?;
         let (stored, mut registry) = registry(ring, &dir, &config.topic_defaults).await?;
         let journals = FoundJournals::read(ring, &dir, identity.directory_id, config.mutant).await?;
+        let mut manifests = FoundManifests::read(ring, &dir, identity.directory_id).await?;
         // From here on the directory counts as in use: what comes next is recovered unless it stops cleanly.
         ring.remove(&dir.join(CLEAN_MARK_FILE)).await?;
         for entry in registry.topics.iter().filter(|t| t.state == TopicState::Deleting) {
@@ -149,6 +152,7 @@ impl Node {
         for topic in &topics {
             may_promise(&flushes, &topic.config, &format!("topic {}", topic.name))?;
         }
+        manifests.share(&topics, shards, config.verify);
         let mailboxes = (0..shards).map(|_| Mailbox::new(mailbox_capacity(shards))).collect();
         let checkpoint_noticed = AtomicBool::new(false);
         reserve.make(ring, &dir).await;
@@ -163,6 +167,7 @@ impl Node {
             mailboxes,
             checkpoint_noticed,
             journals,
+            manifests,
             reserve,
             _lock: lock,
         }))

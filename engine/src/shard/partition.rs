@@ -19,6 +19,7 @@ use super::journal::LastFrame;
 use super::owed::Owed;
 use super::reach::Reach;
 use super::shard::Common;
+use super::sleep::Sleep;
 use super::splicing::Splicing;
 use super::stages::Stage;
 use super::topics::TopicPlan;
@@ -58,6 +59,16 @@ pub(super) struct Inner {
     pub owed: Owed,
     pub splicing: Splicing,
     pub reach: RefCell<Reach>,
+    pub sleep: Cell<Sleep>,
+    pub waking: Turns,
+    /// The manifest must not say anything of it now.
+    pub unrecorded: Cell<bool>,
+    /// Somebody had to do with it since that was last asked.
+    pub touched: Cell<bool>,
+    /// Nothing is open or in memory that it can be served without.
+    pub lean: Cell<bool>,
+    /// Its epochs are not in their own file.
+    pub epochs_unstored: Cell<bool>,
     /// It waits for the journal's next round.
     pub enlisted: Cell<bool>,
     pub last_frame: Cell<LastFrame>,
@@ -129,6 +140,12 @@ impl Partition {
             owed: Owed::default(),
             splicing: Splicing::default(),
             reach: RefCell::new(Reach::new(end)),
+            sleep: Cell::new(Sleep::Awake),
+            waking: Turns::default(),
+            unrecorded: Cell::new(false),
+            touched: Cell::new(true),
+            lean: Cell::new(false),
+            epochs_unstored: Cell::new(false),
             enlisted: Cell::new(false),
             last_frame: Cell::default(),
             void_wanted: Cell::new(false),
@@ -412,6 +429,7 @@ impl Partition {
         }
         self.0.common.stages.note(Stage::Accept, now.nanos_since(received));
         self.0.unwritten_bytes.set(self.0.unwritten_bytes.get() + bytes);
+        self.touch();
         let ack = ack.unwrap_or(self.0.config.ack);
         if ack == Ack::Durable {
             self.0.sync_wanted.set(self.0.sync_wanted.get().max(placement.end.offset));
@@ -477,6 +495,8 @@ impl Partition {
         self.0.log.borrow_mut().set_prepared(at.position);
         self.remove_files(&cut.removed_segments).await?;
         self.store_epochs().await?;
+        self.0.unrecorded.set(false);
+        self.record();
         self.wake_task();
         Ok(at.offset)
     }
@@ -485,6 +505,9 @@ impl Partition {
     /// has of it is void, and no recovery point on the disk lies beyond.
     async fn prepare_cut(&self, to: Offset) -> std::io::Result<()> {
         self.void_journaled().await;
+        self.wake().await?;
+        self.0.unrecorded.set(true);
+        self.0.common.manifest.mark(&self.entry()).await;
         self.0.recovery_limit.set(to);
         self.show();
         let written = self.0.common.shard().checkpoint().await;
@@ -513,7 +536,7 @@ impl Partition {
         }
         if let Some(entry) = self.0.files.borrow_mut().get_mut(at.segment) {
             (entry.writer, entry.reader) = (None, None);
-            (entry.dirty, entry.finished) = (false, false);
+            (entry.dirty, entry.finished, entry.indexed) = (false, false, false);
         }
         Ok(())
     }
@@ -536,6 +559,8 @@ impl Partition {
         self.remove_owed().await?;
         self.0.files.borrow_mut().push(offset, false);
         self.store_epochs().await?;
+        self.0.unrecorded.set(false);
+        self.record();
         self.0.common.request_checkpoint();
         self.wake_task();
         Ok(())
@@ -571,6 +596,13 @@ impl Partition {
             self.wake_task();
         }
         Ok(removed)
+    }
+
+    /// Wakes it where retention is about to seal its last segment.
+    pub(super) async fn wake_if_old(&self) -> std::io::Result<()> {
+        let now = self.0.common.ring.wall_clock();
+        let old = self.check_open().is_ok() && self.0.log.borrow().active_is_old(now);
+        if old { self.wake().await } else { Ok(()) }
     }
 
     /// Where retention wants the log start to be, if it is further on. Seals the active segment when that is due, so
@@ -699,6 +731,7 @@ impl Partition {
         let text = self.0.log.borrow().epochs().format();
         let stored = self.0.common.replace_at_need(&path, text.into_bytes()).await;
         self.0.owed.epochs.set(stored.is_err());
+        self.0.epochs_unstored.set(stored.is_err());
         stored
     }
 
@@ -830,10 +863,10 @@ impl Partition {
 }
 
 /// Keeps chores away while it lives.
-struct Cutting<'a>(&'a Partition);
+pub(super) struct Cutting<'a>(&'a Partition);
 
 impl<'a> Cutting<'a> {
-    fn new(partition: &'a Partition) -> Cutting<'a> {
+    pub(super) fn new(partition: &'a Partition) -> Cutting<'a> {
         partition.0.cutting.set(true);
         Cutting(partition)
     }

@@ -10,10 +10,12 @@ use super::partition::{EPOCHS_FILE, Partition};
 use super::replay;
 use super::reserve_file::is_full;
 use super::shard::Common;
+use super::sleep::Sleep;
 use super::topics::{METADATA_FILE, TopicPlan};
 use crate::log::{
-    EpochCache, EpochOwner, Ext, Log, OffsetIndex, PartitionMetadata, RecoveryStart, RecoveryWalk, Segment,
-    Tail, TimeIndex, WalkOutcome, parse_segment_file_name, segment_file_name,
+    EpochCache, EpochOwner, Ext, Log, OffsetIndex, PartitionMetadata, PartitionState, RecoveryStart,
+    RecoveryWalk, Segment, SegmentState, Tail, TimeIndex, WalkOutcome, parse_segment_file_name,
+    segment_file_name,
 };
 use crate::sys::{OpenOptions, Ring, is_passing};
 use crate::types::{Offset, PartitionId, Position};
@@ -30,23 +32,67 @@ pub(super) struct Start<'a> {
     pub recovery_point: Offset,
     pub log_start: Offset,
     pub clean: bool,
+    /// What the manifest knows of it.
+    pub known: Option<PartitionState>,
 }
 
 impl Start<'_> {
     pub(super) fn id(&self) -> PartitionId {
         PartitionId { topic: self.plan.id, index: self.index }
     }
+
+    /// What of a segment the manifest knows; up to there it needs not be read.
+    fn known(&self, base: Offset) -> Option<&SegmentState> {
+        self.known.as_ref()?.segments.iter().find(|segment| segment.base == base)
+    }
+
+    /// Whether the manifest saw another segment behind that one: then it is as it says.
+    pub(super) fn is_known_sealed(&self, base: Offset) -> bool {
+        let Some(known) = &self.known else { return false };
+        known
+            .segments
+            .split_last()
+            .is_some_and(|(_, sealed)| sealed.iter().any(|segment| segment.base == base))
+    }
 }
 
-pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Result<Partition, OpenError> {
-    let ring = &common.ring;
-    ring.make_dir(&start.dir).await?;
-    let metadata = start.dir.join(METADATA_FILE);
-    if ring.read_file(&metadata, 4096).await?.is_none() {
-        let text = PartitionMetadata { topic_id: start.plan.id }.format();
-        // A copy of what the registry says.
-        unless_full(common.replace_at_need(&metadata, text.into_bytes()).await)?;
+/// A partition whose segments nobody touched since the manifest had them: nothing is read.
+pub(super) fn open_asleep(common: &Rc<Common>, start: &Start<'_>, state: &PartitionState) -> Partition {
+    let log_start =
+        start.log_start.max(state.log_start).min(state.segments.last().expect("one at least").next_offset);
+    let log = Log::recorded(start.plan.config.log.clone(), state, log_start);
+    let mut files = Files::new(start.dir.clone());
+    let (active, sealed) = state.segments.split_last().expect("a known partition has a segment");
+    sealed.iter().for_each(|segment| files.push(segment.base, segment.indexed));
+    files.push(active.base, false);
+    if let Some(file) = files.get_mut(active.base) {
+        (file.indexed, file.named) = (active.indexed, active.end > Position(0));
     }
+    files.note_recorded();
+    let partition = Partition::new(common, start.plan, start.index, log, files);
+    partition.0.sleep.set(Sleep::Asleep);
+    partition.0.lean.set(true);
+    partition
+}
+
+pub(super) async fn open_partition(common: &Rc<Common>, mut start: Start<'_>) -> Result<Opened, OpenError> {
+    let ring = &common.ring;
+    if let Some(state) = start.known.as_ref().filter(|state| !state.awake)
+        && !replay::go_beyond(&common.node, start.id(), state)
+    {
+        let partition = open_asleep(common, &start, state);
+        return Ok(Opened { partition, unsynced: Vec::new(), renamed: false });
+    }
+    if start.known.is_none() {
+        ring.make_dir(&start.dir).await?;
+        let metadata = start.dir.join(METADATA_FILE);
+        if ring.read_file(&metadata, 4096).await?.is_none() {
+            let text = PartitionMetadata { topic_id: start.plan.id }.format();
+            // A copy of what the registry says.
+            unless_full(common.replace_at_need(&metadata, text.into_bytes()).await)?;
+        }
+    }
+    believe_what_fits(ring, &mut start).await?;
     let mut epochs = read_epochs(common, &start).await?;
     let recovery_point = replay::replay(ring, &common.node, &start, &epochs).await?;
     let start = Start { recovery_point, ..start };
@@ -56,6 +102,13 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
     let mut walked = Vec::new();
     for (position, &(base, bytes)) in bases.iter().enumerate() {
         let next_base = bases.get(position + 1).map(|next| next.0);
+        if let Some(known) = start.known(base).filter(|_| start.is_known_sealed(base)) {
+            segments.push(Segment::recorded(known, &start.plan.config.log));
+            if known.indexed {
+                believed.push(base);
+            }
+            continue;
+        }
         if let Some(next_base) = next_base
             && (start.clean || next_base <= start.recovery_point)
             && let Some(segment) = trusted(common, &start, base, next_base, bytes).await?
@@ -123,7 +176,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
     let active = log.active().base;
     // Those of a partition that was in a journal: see below.
     let journaled = replay::is_in_journals(&common.node, &start);
-    walked.retain(|base| journaled && *base < active && log.segment(*base).is_some());
+    walked.retain(|base| *base < active && log.segment(*base).is_some());
     for segment in log.segments() {
         files.push(segment.base, believed.contains(&segment.base));
     }
@@ -140,24 +193,70 @@ pub(super) async fn open_partition(common: &Rc<Common>, start: Start<'_>) -> Res
     if unclean {
         // What was lost may have been seen: from here on the same offsets bear another epoch.
         partition.0.log.borrow_mut().bump_epoch();
-        unless_full(partition.store_epochs().await)?;
+        partition.0.epochs_unstored.set(true);
         partition.show();
     }
-    // What recovery believes must not be lost by the next crash: it was read from the page cache, perhaps, and what holds it
-    // otherwise, a journal, is about to go.
-    for base in walked {
-        let path = start.dir.join(segment_file_name(base, Ext::Log));
-        ring.sync(&ring.open(&path, OpenOptions::default()).await?).await?;
+    let unsynced = if journaled { walked } else { Vec::new() };
+    let active =
+        (unclean || journaled).then_some(active).filter(|_| partition.marks().log_end.position > Position(0));
+    Ok(Opened { partition, unsynced: unsynced.into_iter().chain(active).collect(), renamed: journaled })
+}
+
+/// A partition, and what of it must not be lost by the next crash: it was read from the page cache, perhaps, and what holds it
+/// otherwise, a journal, is about to go.
+pub(super) struct Opened {
+    pub partition: Partition,
+    unsynced: Vec<Offset>,
+    renamed: bool,
+}
+
+impl Opened {
+    pub(super) fn is_unsynced(&self) -> bool {
+        !self.unsynced.is_empty() || self.renamed
     }
-    if journaled {
-        ring.sync_dir(&start.dir).await?;
+
+    /// Flushes what was found.
+    pub(super) async fn sync(&self, ring: &Ring) -> io::Result<()> {
+        let dir = self.partition.dir();
+        for base in &self.unsynced {
+            let path = dir.join(segment_file_name(*base, Ext::Log));
+            ring.sync(&ring.open(&path, OpenOptions::default()).await?).await?;
+        }
+        if self.renamed { ring.sync_dir(&dir).await } else { Ok(()) }
     }
-    match partition.writer(active).await {
-        Ok(writer) if !partition.0.common.ring.is_simulated() || unclean => ring.sync(&writer).await?,
-        // Only a file with nothing in it is made here; the first write makes it as well.
-        made => drop(unless_full(made.map(drop))?),
+}
+
+/// What the manifest knows is left aside where the files contradict it: then all of them are walked. Files that it knows to
+/// be gone are removed.
+async fn believe_what_fits(ring: &Ring, start: &mut Start<'_>) -> Result<(), OpenError> {
+    let Some(known) = &start.known else { return Ok(()) };
+    let bases = match segment_bases(ring, &start.dir).await {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        bases => bases?,
+    };
+    let (first, end) = (known.segments[0].base, known.segments.last().expect("one at least").next_offset);
+    let log_start = start.log_start.max(known.log_start);
+    let missing = known.segments.iter().find(|segment| {
+        let next = known.segments.iter().find(|next| next.base > segment.base);
+        let wanted = segment.end > Position(0) && next.is_none_or(|next| next.base > log_start);
+        wanted && !bases.iter().any(|(base, bytes)| *base == segment.base && *bytes >= segment.end.0)
+    });
+    if let Some(SegmentState { base, end, .. }) = missing {
+        tracing::error!(
+            "{}: it is not there, or ends before position {end}; all of the partition is walked",
+            start.dir.join(segment_file_name(*base, Ext::Log)).display()
+        );
+        start.known = None;
+        return Ok(());
     }
-    Ok(partition)
+    for (base, _) in bases.iter().filter(|(base, _)| *base < first) {
+        for ext in [Ext::Index, Ext::TimeIndex, Ext::Log] {
+            ring.remove(&start.dir.join(segment_file_name(*base, ext))).await?;
+        }
+    }
+    start.log_start = log_start;
+    start.recovery_point = start.recovery_point.max(end);
+    Ok(())
 }
 
 /// The segments in a partition's directory: their bases, ascending, and the sizes of their files.
@@ -173,7 +272,7 @@ pub(super) async fn segment_bases(ring: &Ring, dir: &Path) -> io::Result<Vec<(Of
 }
 
 /// Whether it was done: without room on the disk it is left for later, and everything is served that is there.
-fn unless_full(done: io::Result<()>) -> io::Result<bool> {
+pub(super) fn unless_full(done: io::Result<()>) -> io::Result<bool> {
     match done {
         Err(error) if is_full(&error) => {
             tracing::error!("{error}; what is there is served, appends are refused until there is room");
@@ -183,15 +282,21 @@ fn unless_full(done: io::Result<()>) -> io::Result<bool> {
     }
 }
 
+/// The manifest and the partition's own file tell of epochs, and each may have been written later than the other.
 async fn read_epochs(common: &Rc<Common>, start: &Start<'_>) -> Result<EpochCache, OpenError> {
+    let mut known = EpochCache::new();
+    for (epoch, begin) in start.known.iter().flat_map(|known| &known.epochs) {
+        known.assign(*epoch, *begin);
+    }
     let path = start.dir.join(EPOCHS_FILE);
     let Some(bytes) = common.ring.read_file(&path, INDEX_BYTES_MAX).await? else {
-        return Ok(EpochCache::new());
+        return Ok(known);
     };
-    Ok(EpochCache::parse(&String::from_utf8_lossy(&bytes)).unwrap_or_else(|error| {
+    let stored = EpochCache::parse(&String::from_utf8_lossy(&bytes)).unwrap_or_else(|error| {
         tracing::warn!("{}: {error}; epochs are taken from the batches", path.display());
         EpochCache::new()
-    }))
+    });
+    Ok(if stored.latest() > known.latest() { stored } else { known })
 }
 
 /// A sealed segment whose indexes can be believed: they are written after its file was cut to size.
@@ -237,11 +342,17 @@ pub(super) async fn walk(
 ) -> Result<WalkOutcome, OpenError> {
     let path = start.dir.join(segment_file_name(base, Ext::Log));
     let file = ring.open(&path, OpenOptions::default()).await?;
+    let config = &start.plan.config.log;
+    let segment = match start.known(base).filter(|known| known.end.0 <= bytes) {
+        Some(known) => Segment::recorded(known, config),
+        None => Segment::new(base, config),
+    };
+    let last = if segment.is_empty() { base } else { Offset(segment.next_offset.0 - 1) };
     let mut walk = RecoveryWalk::new(RecoveryStart {
-        segment: Segment::new(base, &start.plan.config.log),
+        segment,
         next_base,
         recovery_point: start.recovery_point,
-        last_epoch: epochs.epoch_at(base),
+        last_epoch: epochs.epoch_at(last),
         newest_epoch: epochs.latest(),
         gaps: false,
         file_bytes: bytes,

@@ -17,10 +17,10 @@ use super::node::Node;
 use super::recovery::{Start, segment_bases, walk};
 use crate::log::{
     BatchHeader, EpochCache, Ext, FoundFrame, FrameKind, JOURNAL_BLOCK, JournalFile, JournalScan, LogPoint,
-    ScannedFile, Tail, UNIT_BYTES_MAX, UnitStamp, segment_file_name, stamp,
+    PartitionState, ScannedFile, Tail, UNIT_BYTES_MAX, UnitStamp, segment_file_name, stamp,
 };
 use crate::sys::{File, OpenOptions, Ring};
-use crate::types::{Offset, PartitionId, Position, ShardId, TopicId};
+use crate::types::{Epoch, Offset, PartitionId, Position, ShardId, TopicId};
 
 /// What the journals of earlier starts hold that is not known to be in segments.
 #[derive(Default)]
@@ -244,6 +244,18 @@ pub(super) fn is_in_journals(node: &Node, start: &Start<'_>) -> bool {
     !node.journals.of(start.id()).is_empty()
 }
 
+/// Whether the journals hold what a partition that slept got since: what lies below its end, or was cut away before, its
+/// segments do not want.
+pub(super) fn go_beyond(node: &Node, partition: PartitionId, state: &PartitionState) -> bool {
+    let end = state.segments.last().map_or(state.log_start, |segment| segment.next_offset);
+    let epoch = state.epochs.last().map_or(Epoch::NONE, |last| last.0);
+    node.journals
+        .of(partition)
+        .iter()
+        .map(|found| &found.frame.frame)
+        .any(|frame| frame.next_offset > end && frame.epoch >= epoch)
+}
+
 /// Writes to a partition's segments what the journals hold of it beyond their end. Up to where everything must be there
 /// comes back: where frames are missing between others, the segments have a hole that is to be fenced.
 pub(super) async fn replay(
@@ -273,7 +285,8 @@ pub(super) async fn replay(
         for one in found {
             replay.apply(one, &mut recovery_point).await?;
         }
-        if !replay.sync().await? {
+        // What is written here is flushed with all that was found, before the journals go.
+        if replay.files.is_empty() {
             break;
         }
     }
@@ -386,17 +399,6 @@ impl Replay<'_> {
         }
         Ok(())
     }
-
-    /// Whether anything was written.
-    async fn sync(&self) -> io::Result<bool> {
-        for file in self.files.values() {
-            self.ring.sync(file).await?;
-        }
-        if !self.files.is_empty() {
-            self.ring.sync_dir(&self.start.dir).await?;
-        }
-        Ok(!self.files.is_empty())
-    }
 }
 
 /// Whether `next` is where a log that ends at `end` goes on.
@@ -426,7 +428,7 @@ async fn end_of_segments(
     let bases = segment_bases(ring, &start.dir).await?;
     for (position, &(base, bytes)) in bases.iter().enumerate() {
         let next_base = bases.get(position + 1).map(|next| next.0);
-        if next_base.is_some_and(|next| next <= start.recovery_point) {
+        if next_base.is_some_and(|next| next <= start.recovery_point) || start.is_known_sealed(base) {
             continue;
         }
         let outcome = walk(ring, start, base, next_base, bytes, epochs).await?;

@@ -40,6 +40,10 @@ impl Shard {
         let mut moved = Vec::new();
         for topic in self.topics() {
             for partition in topic.all_here() {
+                if let Err(error) = partition.wake_if_old().await {
+                    tracing::warn!("{partition}: retention: {error}");
+                    continue;
+                }
                 let Some(to) = partition.retention_due() else { continue };
                 match partition.move_log_start(to) {
                     Ok(removed) => moved.push((partition.clone(), removed)),

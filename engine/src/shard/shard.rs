@@ -16,18 +16,23 @@ use super::config::{Commit, ShardConfig};
 use super::errors::OpenError;
 use super::journal::{self, Journal, JournalCounters};
 use super::lanes::{self, Answer, Call, LaneCounters, Lanes, Work};
+use super::manifest::{self, Manifest};
 use super::maps::Maps;
 use super::node::{Identity, Node};
 use super::partition::{Inner as PartitionInner, Partition, partition_dir};
-use super::recovery;
+use super::recovery::{self, Opened};
 use super::replay;
 use super::retention;
+use super::sleep;
 use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
 use crate::sys::{ArenaUse, Flushes, Ring, RingCounters, ZeroCopyUse};
 use crate::transfer::{Calibration, Egress, Piece, Receives, SharedPiece, Staged, Transfers};
 use crate::types::{PartitionId, ShardId, TopicId};
+
+/// Where more partitions than this have something to flush at a start, all of the file system is flushed once.
+const SYNCED_ONE_BY_ONE: usize = 8;
 
 /// One core's worth of the engine. Cheap to clone; never leaves its thread.
 #[derive(Clone)]
@@ -81,6 +86,7 @@ pub(super) struct Common {
     pub stages: Stages,
     pub maps: Maps,
     pub journal: Journal,
+    pub manifest: Manifest,
     pub partitions: RefCell<Vec<Weak<PartitionInner>>>,
     pub cached_bytes: Cell<usize>,
     pub checkpoint_due: Cell<bool>,
@@ -167,6 +173,7 @@ impl Shard {
             stages: Stages::default(),
             maps: Maps::default(),
             journal: Journal::new(journals),
+            manifest: Manifest::default(),
             partitions: RefCell::new(Vec::new()),
             cached_bytes: Cell::new(0),
             checkpoint_due: Cell::new(id == ShardId(0)),
@@ -207,33 +214,14 @@ impl Shard {
         }));
         *shard.0.common.shard.borrow_mut() = Rc::downgrade(&shard.0);
         shard.spawn(lanes::serve(shard.clone()));
-        for plan in &node.topics {
-            let mut partitions = Vec::new();
-            for index in shard.own_indexes(plan) {
-                let board = &plan.boards[index as usize];
-                let start = recovery::Start {
-                    plan,
-                    index,
-                    dir: partition_dir(&shard.config().data_dir, &plan.name, index),
-                    recovery_point: board.recovery_point(),
-                    log_start: board.log_start(),
-                    clean: node.clean,
-                };
-                match recovery::open_partition(&shard.0.common, start).await {
-                    Ok(partition) => partitions.push(partition),
-                    Err(error) => {
-                        // Or its tasks would keep the directory locked for as long as the thread lives.
-                        partitions.iter().for_each(Partition::close);
-                        shard.leave();
-                        return Err(error);
-                    }
-                }
-            }
-            let topic = shard.topic_of(plan, partitions);
-            shard.enter_topic(&topic);
+        if let Err(error) = shard.open_partitions(&node).await {
+            // Or its tasks would keep the directory locked for as long as the thread lives.
+            shard.leave();
+            return Err(error);
         }
         // Every partition that was in a journal is in its segments now.
         replay::leave(ring, &node).await?;
+        manifest::leave(&shard.0.common, &node).await?;
         if journals {
             journal::begin(&shard);
         }
@@ -241,7 +229,58 @@ impl Shard {
             shard.spawn(checkpoints::run(shard.clone()));
         }
         shard.spawn(retention::run(shard.clone()));
+        shard.spawn(sleep::run(shard.clone()));
         Ok(shard)
+    }
+
+    /// Opens every partition that is this shard's own, and writes the manifest.
+    async fn open_partitions(&self, node: &Node) -> Result<(), OpenError> {
+        let common = &self.0.common;
+        let mut unsynced = Vec::new();
+        let mut known = node.manifests.take(self.id());
+        for plan in &node.topics {
+            let mut partitions = Vec::new();
+            for index in self.own_indexes(plan) {
+                let board = &plan.boards[index as usize];
+                let start = recovery::Start {
+                    plan,
+                    index,
+                    dir: partition_dir(&self.config().data_dir, &plan.name, index),
+                    recovery_point: board.recovery_point(),
+                    log_start: board.log_start(),
+                    clean: node.clean,
+                    known: known.remove(&PartitionId { topic: plan.id, index }),
+                };
+                match recovery::open_partition(common, start).await {
+                    Ok(opened) => {
+                        partitions.push(opened.partition.clone());
+                        unsynced.extend(Some(opened).filter(Opened::is_unsynced));
+                    }
+                    Err(error) => {
+                        partitions.iter().for_each(Partition::close);
+                        return Err(error);
+                    }
+                }
+            }
+            self.enter_topic(&self.topic_of(plan, partitions));
+        }
+        match unsynced.len() > SYNCED_ONE_BY_ONE {
+            true => common.ring.sync_all(&common.config.data_dir).await?,
+            false => {
+                for opened in &unsynced {
+                    opened.sync(&common.ring).await?;
+                }
+            }
+        }
+        manifest::begin(self).await?;
+        // New epochs, where the manifest does not tell of them.
+        for partition in self.own_partitions() {
+            let told = common.manifest.is_kept() && partition.entry().state.is_some();
+            if partition.0.epochs_unstored.get() && !told {
+                recovery::unless_full(partition.store_epochs().await)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes the checkpoints now: log starts that have moved stay moved when this returns.
@@ -334,6 +373,11 @@ impl Shard {
     #[must_use]
     pub fn config(&self) -> &ShardConfig {
         &self.0.common.config
+    }
+
+    /// This shard's own partitions, of topics that are shown.
+    pub(super) fn own_partitions(&self) -> Vec<Partition> {
+        self.0.topics.borrow().values().flat_map(|topic| topic.all_here().cloned()).collect()
     }
 
     /// All topics, by name.
@@ -454,6 +498,7 @@ impl Shard {
                 }
             }
         }
+        self.0.common.manifest.end().await;
         self.0.common.end_journal(failure.is_none()).await?;
         failure.map_or(Ok(()), |why| Err(io::Error::other(why)))
     }
@@ -475,6 +520,7 @@ impl Shard {
         }
         self.lanes().end();
         self.0.common.journal.stop();
+        self.0.common.manifest.stop();
     }
 }
 
@@ -610,7 +656,7 @@ impl Common {
         self.recount(partition);
     }
 
-    fn recount(&self, partition: &Partition) {
+    pub(super) fn recount(&self, partition: &Partition) {
         let now = partition.0.staged.borrow().memory_bytes();
         let before = partition.0.cached_bytes.replace(now);
         self.cached_bytes.set(self.cached_bytes.get() + now - before);

@@ -263,7 +263,8 @@ impl Shard {
             let mut files = Files::new(dir);
             files.push(Offset(0), false);
             let partition = Partition::new(&self.0.common, &plan, index, log, files);
-            partition.writer(Offset(0)).await?;
+            partition.note_asleep();
+            partition.0.lean.set(true);
             here.push(partition);
         }
         let topic = self.topic_of(&plan, here);

@@ -214,6 +214,10 @@ pub(crate) enum Job {
     SyncDir {
         path: PathBuf,
     },
+    /// All files and names of the file system that holds `path`.
+    SyncAll {
+        path: PathBuf,
+    },
     /// Renames and syncs the directories of both names.
     Rename {
         from: PathBuf,

@@ -50,6 +50,10 @@ pub(super) enum DiskEvent {
         inode: u64,
         before: usize,
     },
+    /// Of all files, and all names.
+    SyncedAll {
+        before: usize,
+    },
     /// As the kernel does it: what a failed sync covered is forgotten by later ones.
     SyncFailed {
         inode: u64,
@@ -283,6 +287,10 @@ impl DiskState {
                 }
             }
             DiskEvent::Synced { inode, before } => self.inode(*inode).sync(*before),
+            DiskEvent::SyncedAll { before } => {
+                self.inodes.values_mut().for_each(|inode| inode.sync(*before));
+                self.keep_names(self.volatile.len());
+            }
             DiskEvent::SyncFailed { inode, before } => {
                 for write in &mut self.inode(*inode).pending {
                     write.forgotten |= write.completed.is_some_and(|at| at < *before);

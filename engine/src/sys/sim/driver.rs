@@ -486,6 +486,15 @@ impl State {
                 records.push(DiskEvent::SyncNames { dir });
                 Reply::None
             }
+            Job::SyncAll { path } => {
+                if self.faults.fails_sync(&path) {
+                    return Ok(Outcome::failed(libc::EIO));
+                }
+                if !self.faults.ignore_syncs {
+                    records.push(DiskEvent::SyncedAll { before: self.disk.events() });
+                }
+                Reply::None
+            }
             Job::Rename { from, to } => {
                 self.rename(&tidy(&from), &tidy(&to)).map_err(about("rename", &from))?;
                 records.push(sync_parent(&to));
@@ -619,7 +628,7 @@ impl State {
         let (verb, path) = match job {
             Job::Open { path, .. } => ("open", path),
             Job::List { path } => ("list", path),
-            Job::SyncDir { path } => ("sync", path),
+            Job::SyncDir { path } | Job::SyncAll { path } => ("sync", path),
             Job::ReadFile { path, .. } => ("read", path),
             Job::Replace { path, .. } => ("replace", path),
             Job::CutAnew { path, .. } => ("cut", path),
