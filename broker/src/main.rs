@@ -77,6 +77,9 @@ struct Serve {
     /// Beyond this size of a partition old segments go; -1 for never.
     #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
     retention_bytes: i64,
+    /// How long nobody has to do with a partition until it keeps no open file and no memory.
+    #[arg(long, default_value_t = 60_000, value_parser = clap::value_parser!(u64).range(1..))]
+    sleep_after_ms: u64,
     /// Walk every partition at the start and check each of its bytes, as after a crash that left no manifest: what rotted
     /// since is found and fenced.
     #[arg(long)]
@@ -194,6 +197,7 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
     config.shard.egress = told.egress;
     config.shard.node_id = told.node_id;
     config.shard.verify = told.verify;
+    config.shard.sleep_after = std::time::Duration::from_millis(told.sleep_after_ms);
     config.shard.commit = told.commit;
     config.shard.journal.batch_bytes_max = told.journal_batch_bytes;
     config.shard.journal.round_bytes_max = told.journal_round_bytes;

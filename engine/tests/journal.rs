@@ -318,7 +318,7 @@ fn a_failed_destage_latches_its_partition_and_loses_nothing() {
             make_topic(&shards[0]).await;
             let all = partitions(&shards);
             let mut promised = vec![0; all.len()];
-            faults.fail_writes("/data/t-1/", 1);
+            faults.fail_writes("/data/t-1/0000", 1);
             // Much more than the journal holds.
             for _ in 0..120 {
                 for (partition, promised) in all.iter().zip(&mut promised) {

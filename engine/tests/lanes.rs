@@ -206,7 +206,7 @@ fn a_failed_flush_latches_the_device_on_every_shard() {
     world.run(&rings.iter().collect::<Vec<_>>(), async move {
         let shards = open(&all).await;
         shards[0].create_topic("t", 3, TopicConfig::default()).await.unwrap();
-        faults.fail_syncs("t-1/", 1);
+        faults.fail_syncs("t-1/0000", 1);
         let topic = topic(&shards[0]);
         let append = async |index| {
             let route = shards[0].route(&topic, index).unwrap();

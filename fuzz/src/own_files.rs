@@ -6,9 +6,10 @@ use std::fmt::Debug;
 
 use ringlog::TopicConfig;
 use ringlog::log::{
-    EpochCache, Frame, FrameKind, INDEX_ENTRY_BYTES, JOURNAL_BLOCK, JournalFile, JournalScan, LogPoint,
-    MetaProperties, OffsetCheckpoint, OffsetIndex, PartitionMetadata, TIME_INDEX_ENTRY_BYTES, TimeIndex,
-    TopicRegistry, UNIT_BYTES_MAX, UnitBuilder, UnitStamp, check_topic_name, parse_partition_dir_name,
+    EpochCache, FoundManifest, Frame, FrameKind, INDEX_ENTRY_BYTES, JOURNAL_BLOCK, JournalFile, JournalScan,
+    Log, LogConfig, LogPoint, ManifestHead, MetaProperties, OffsetCheckpoint, OffsetIndex, PartitionEntry,
+    PartitionMetadata, PartitionState, SegmentState, TIME_INDEX_ENTRY_BYTES, TimeIndex, TopicRegistry,
+    UNIT_BYTES_MAX, UnitBuilder, UnitStamp, check_topic_name, encode_snapshot_end, parse_partition_dir_name,
     parse_segment_file_name, partition_dir_name, segment_file_name,
 };
 use ringlog::types::{Epoch, Offset, PartitionId, Position, ShardId, Timestamp, TopicId};
@@ -18,7 +19,7 @@ use crate::input::Input;
 /// See the module's words.
 pub fn check(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    match input.byte() % 10 {
+    match input.byte() % 11 {
         0 => meta_properties(&text(&mut input)),
         1 => {
             stays(&text(&mut input), PartitionMetadata::parse, PartitionMetadata::format);
@@ -30,7 +31,47 @@ pub fn check(bytes: &[u8]) {
         6 => time_index(&mut input),
         7 => names(&text(&mut input)),
         8 => settings(&text(&mut input)),
+        9 => manifest(&mut input),
         _ => journal(&mut input),
+    }
+}
+
+/// A manifest of partitions with any numbers, then damaged as the input says: what it is read to say was written, and a log
+/// can be made of it.
+fn manifest(input: &mut Input<'_>) {
+    let head =
+        ManifestHead { directory: TopicId([3; 16]), start: 5, shard: ShardId(0), shards: 1, number: 1 };
+    let (mut bytes, mut written) = (head.encode(), Vec::new());
+    for index in 0..i32::from(input.byte() % 4) {
+        let segments = (0..input.byte() % 4).map(|_| SegmentState {
+            base: Offset(input.long()),
+            next_offset: Offset(input.long()),
+            end: Position(input.short() as u64),
+            largest_timestamp: Timestamp(input.long()),
+            largest_offset: Offset(input.long()),
+            indexed: input.byte() % 2 == 0,
+        });
+        let segments = segments.collect();
+        let epochs =
+            (0..input.byte() % 3).map(|_| (Epoch(input.long() as i32), Offset(input.long()))).collect();
+        let (awake, log_start) = (input.byte() % 2 == 0, Offset(input.long()));
+        let entry = PartitionEntry {
+            partition: PartitionId { topic: TopicId([1; 16]), index },
+            state: (input.byte() % 4 > 0).then_some(PartitionState { awake, log_start, epochs, segments }),
+        };
+        entry.encode(&mut bytes);
+        written.push(entry);
+    }
+    encode_snapshot_end(&mut bytes);
+    if input.byte() % 2 == 0 {
+        let at = input.below(bytes.len());
+        bytes[at] = input.byte();
+    }
+    let Ok(found) = FoundManifest::decode(&bytes) else { return };
+    assert!(written.starts_with(&found.entries), "{found:?} of {written:?}");
+    for state in found.entries.iter().filter_map(|entry| entry.state.as_ref()) {
+        let log = Log::recorded(LogConfig::default(), state, state.log_start);
+        assert_eq!(log.log_end().offset, state.segments.last().expect("one at least").next_offset);
     }
 }
 

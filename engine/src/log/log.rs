@@ -229,7 +229,7 @@ impl Log {
             written: log_end,
             log_end,
         });
-        Log { config, owner, segments, epochs, local_epoch, marks, fenced, known: KnownBoundaries::new() }
+        Log { config, owner, segments, epochs, local_epoch, marks, fenced, known: KnownBoundaries::default() }
     }
 
     /// A local log as a manifest has it.
@@ -268,7 +268,7 @@ impl Log {
     /// Keeps nothing of any segment's indexes in memory.
     pub fn let_go_of_indexes(&mut self) {
         self.segments.iter_mut().for_each(Segment::let_go_of_indexes);
-        self.known = KnownBoundaries::new();
+        self.known = KnownBoundaries::default();
     }
 
     /// The base of the segment that holds `offset`, if its indexes are not in memory for it.
@@ -632,6 +632,7 @@ impl Log {
     pub fn note_boundary(&mut self, point: LogPoint) {
         if let Ok(at) = self.segments.binary_search_by_key(&point.segment, |segment| segment.base) {
             self.segments[at].index.learn_base(point.position, point.offset);
+            self.known.made();
             self.known.note_read_end(point);
         }
     }
@@ -692,7 +693,7 @@ impl Log {
         active.unseal();
         self.epochs.truncate_from_end(at.offset);
         self.fenced.retain(|range| (range.segment, range.from_position) < (at.segment, at.position));
-        self.known = KnownBoundaries::new();
+        self.known = KnownBoundaries::default();
         if self.owner == EpochOwner::Local {
             self.bump_epoch();
         }
@@ -840,9 +841,13 @@ fn nearest(one: Option<Position>, other: Option<Position>, limit: Position) -> O
 }
 
 /// The starts of the latest batches, and the ends of the latest reads: where the readers at the tail go on. Small
-/// and fixed, so that a partition costs little; what falls out costs a walk.
+/// and fixed, so that a partition costs little, and nothing before there is something to be known; what falls out costs a
+/// walk.
+#[derive(Debug, Default)]
+struct KnownBoundaries(Option<Box<Boundaries>>);
+
 #[derive(Debug)]
-struct KnownBoundaries {
+struct Boundaries {
     appends: [LogPoint; APPENDS_KNOWN],
     next_append: usize,
     /// Noted by reads, which only borrow the log.
@@ -855,31 +860,38 @@ const READ_ENDS_KNOWN: usize = 16;
 const NO_POINT: LogPoint = LogPoint { offset: Offset(-1), segment: Offset(-1), position: Position(0) };
 
 impl KnownBoundaries {
-    fn new() -> KnownBoundaries {
-        KnownBoundaries {
-            appends: [NO_POINT; APPENDS_KNOWN],
-            next_append: 0,
-            read_ends: [const { Cell::new(NO_POINT) }; READ_ENDS_KNOWN],
-            next_read_end: Cell::new(0),
-        }
-    }
-
     fn note_append(&mut self, start: LogPoint) {
-        self.appends[self.next_append] = start;
-        self.next_append = (self.next_append + 1) % APPENDS_KNOWN;
+        let boundaries = self.made();
+        boundaries.appends[boundaries.next_append] = start;
+        boundaries.next_append = (boundaries.next_append + 1) % APPENDS_KNOWN;
     }
 
+    /// Where nothing was appended or looked for yet, this is not remembered either.
     fn note_read_end(&self, end: LogPoint) {
+        let Some(boundaries) = &self.0 else { return };
         if self.all().all(|known| known != end) {
-            let next = self.next_read_end.get();
-            self.read_ends[next].set(end);
-            self.next_read_end.set((next + 1) % READ_ENDS_KNOWN);
+            let next = boundaries.next_read_end.get();
+            boundaries.read_ends[next].set(end);
+            boundaries.next_read_end.set((next + 1) % READ_ENDS_KNOWN);
         }
+    }
+
+    fn made(&mut self) -> &mut Boundaries {
+        self.0.get_or_insert_with(|| {
+            Box::new(Boundaries {
+                appends: [NO_POINT; APPENDS_KNOWN],
+                next_append: 0,
+                read_ends: [const { Cell::new(NO_POINT) }; READ_ENDS_KNOWN],
+                next_read_end: Cell::new(0),
+            })
+        })
     }
 
     fn all(&self) -> impl Iterator<Item = LogPoint> {
-        let read_ends = self.read_ends.iter().map(Cell::get);
-        self.appends.iter().copied().chain(read_ends).filter(|point| *point != NO_POINT)
+        let boundaries = self.0.as_deref().into_iter();
+        let all = boundaries
+            .flat_map(|known| known.appends.iter().copied().chain(known.read_ends.iter().map(Cell::get)));
+        all.filter(|point| *point != NO_POINT)
     }
 
     fn last_at_or_before(&self, offset: Offset) -> Option<LogPoint> {
@@ -896,8 +908,10 @@ impl KnownBoundaries {
     }
 
     fn forget_before(&mut self, segment: Offset) {
-        self.appends.iter_mut().filter(|point| point.segment < segment).for_each(|point| *point = NO_POINT);
-        self.read_ends.iter().filter(|end| end.get().segment < segment).for_each(|end| end.set(NO_POINT));
+        let Some(boundaries) = &mut self.0 else { return };
+        let gone = |point: LogPoint| point.segment < segment;
+        boundaries.appends.iter_mut().filter(|point| gone(**point)).for_each(|point| *point = NO_POINT);
+        boundaries.read_ends.iter().filter(|end| gone(end.get())).for_each(|end| end.set(NO_POINT));
     }
 }
 

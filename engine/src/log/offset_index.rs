@@ -141,6 +141,12 @@ impl OffsetIndex {
         Ok(OffsetIndex { base, entries, interval_bytes, bytes_since })
     }
 
+    /// Whether no batch that it knows ends at or beyond `offset`.
+    #[must_use]
+    pub fn ends_below(&self, offset: Offset) -> bool {
+        self.entries.last().is_none_or(|last| i64::from(last.last) < offset.since(self.base))
+    }
+
     /// The bytes of the file.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

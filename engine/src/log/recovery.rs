@@ -251,6 +251,39 @@ impl RecoveryWalk {
         }
     }
 
+    /// Whether it may be told of zeros instead of being fed with them: what it is about to read decides nothing but where
+    /// the log ends.
+    #[must_use]
+    pub fn may_skip_zeros(&self) -> bool {
+        match self.state {
+            State::Header { rot: None, .. } => self.start.segment.next_offset >= self.required(),
+            State::Tail { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the end of the log is found, and what lies behind is looked at.
+    #[must_use]
+    pub fn is_behind_end(&self) -> bool {
+        matches!(self.state, State::Tail { .. })
+    }
+
+    /// What it wants next is zeros, up to `to`.
+    ///
+    /// # Panics
+    /// When it may not skip any.
+    pub fn skip_zeros(&mut self, to: Position) {
+        assert!(self.may_skip_zeros(), "zeros in the middle of a batch, or of rot");
+        if let State::Header { at, rot } = &self.state {
+            let (at, rot) = (*at, *rot);
+            self.bad(at, rot, None, BadBatch::Zeros);
+        }
+        if let State::Tail { checked, .. } = &mut self.state {
+            *checked = to.max(*checked);
+        }
+        self.at_file_end();
+    }
+
     /// What was found.
     ///
     /// # Panics

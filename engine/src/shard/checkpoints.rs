@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use super::board::Board;
 use super::reserve_file::is_full;
@@ -16,6 +17,13 @@ pub(super) const RECOVERY_POINTS_FILE: &str = "recovery-point-offset-checkpoint"
 pub(super) const LOG_STARTS_FILE: &str = "log-start-offset-checkpoint";
 /// Kafka's name for the mark of a clean stop.
 pub(super) const CLEAN_MARK_FILE: &str = ".kafka_cleanshutdown";
+/// Ours: a Kafka that stops cleanly writes an epoch of its own.
+pub(super) const CLEAN_MARK: &[u8] = b"{\"version\":0,\"brokerEpoch\":-1}";
+/// Where a Kafka that runs writes how far its partitions are replicated; we never do.
+pub(super) const REPLICATION_POINTS_FILE: &str = "replication-offset-checkpoint";
+
+/// How long nothing is written unasked for after that was done, for each partition.
+const PAUSE_A_PARTITION: Duration = Duration::from_micros(100);
 
 impl Common {
     /// Asks for the checkpoints to be written soon, by shard 0.
@@ -87,7 +95,7 @@ impl Common {
 
     pub(super) async fn leave_clean_mark(&self) -> io::Result<()> {
         let path = self.config.data_dir.join(CLEAN_MARK_FILE);
-        self.replace_at_need(&path, b"{\"version\":0,\"brokerEpoch\":-1}".to_vec()).await
+        self.replace_at_need(&path, CLEAN_MARK.to_vec()).await
     }
 }
 
@@ -107,8 +115,15 @@ pub(super) async fn run(shard: Shard) {
             return;
         }
         common.checkpoint_due.set(false);
-        if let Err(error) = common.write_checkpoints(&shard.topics()).await {
+        let topics = shard.topics();
+        let partitions: i32 = topics.iter().map(|topic| topic.partition_count()).sum();
+        if let Err(error) = common.write_checkpoints(&topics).await {
             tracing::warn!("checkpoints: {error}; recovery after a crash would have more to read");
+        }
+        drop(topics);
+        // Each writes all of them.
+        if shard.stops_within(PAUSE_A_PARTITION * partitions.unsigned_abs()).await {
+            return;
         }
     }
 }

@@ -4,9 +4,10 @@
 //! is the group commit and needs no timer. *Flush*: one at a time; it makes durable what was written when it was
 //! submitted. *Upkeep*: room ahead of the writes, and what is due once a sealed segment is durable.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::path::Path;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 
 use super::acks::Ack;
@@ -18,7 +19,7 @@ use super::sleep::Sleep;
 use super::stages::Stage;
 use crate::log::{EpochOwner, Ext, Log, LogPoint};
 use crate::sys::{File, OpenOptions, is_passing};
-use crate::transfer::{Need, WriteData, WriteUnit, join, join_writes};
+use crate::transfer::{Need, WriteData, WriteUnit, join_all};
 use crate::types::{Offset, Position};
 
 /// The durable end is handed to the checkpoint each time it has moved this far (and at each roll).
@@ -31,7 +32,9 @@ const STOP_RETRIES_MAX: u32 = 20;
 const FIRST_ROOM: u64 = crate::log::PREPARATION_STEP_MIN;
 
 pub(super) async fn run(partition: Partition) {
-    join(write_loop(&partition), join(flush_loop(&partition), upkeep_loop(&partition))).await;
+    let loops: [Pin<&mut dyn Future<Output = ()>>; 3] =
+        [pin!(write_loop(&partition)), pin!(flush_loop(&partition)), pin!(upkeep_loop(&partition))];
+    join_all(loops).await;
     *partition.0.task.borrow_mut() = None;
     partition.0.task_runs.set(false);
 }
@@ -62,7 +65,10 @@ impl Partition {
         if let Some(file) = self.0.files.borrow().get(base).and_then(|f| f.writer.clone()) {
             return Ok(file);
         }
-        self.wake().await?;
+        if self.0.sleep.get() != Sleep::Awake {
+            // Rare, and large: nobody else has to have room for it.
+            Box::pin(self.wake()).await?;
+        }
         let ring = &self.0.common.ring;
         let path = self.0.files.borrow().path(base, Ext::Log);
         let direct = self.0.common.direct_writes();
@@ -154,10 +160,9 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     }
     let writes = std::mem::take(&mut unit.writes);
     let places = writes.each_ref().map(|write| write.as_ref().map_or(Position(0), |(at, _)| *at));
-    let writes =
-        writes.map(|write| write.map(|(at, data)| write_all(partition, unit.segment, &file, at, data)));
+    let results = write_parts(partition, unit.segment, &file, writes).await;
     let mut failure = None;
-    for ((slot, at), result) in unit.writes.iter_mut().zip(places).zip(join_writes(writes).await) {
+    for ((slot, at), result) in unit.writes.iter_mut().zip(places).zip(results) {
         match result {
             Some(Ok(data)) => *slot = Some(data),
             Some(Err(e)) => {
@@ -245,6 +250,21 @@ async fn wait_unless_lost(partition: &Partition, error: &io::Error, words: Strin
         // Stopping or deleted: what was accepted and has no room is given up, and said to be.
         State::Draining | State::Closed => Err(words),
     }
+}
+
+/// Writes the parts of a unit side by side.
+async fn write_parts(
+    partition: &Partition,
+    segment: Offset,
+    file: &File,
+    writes: [Option<(Position, WriteData)>; 4],
+) -> [Option<io::Result<(Position, WriteData)>>; 4] {
+    let write = async |part: Option<(Position, WriteData)>| match part {
+        Some((at, data)) => Some(write_all(partition, segment, file, at, data).await),
+        None => None,
+    };
+    let [a, b, c, d] = writes;
+    join_all([pin!(write(a)), pin!(write(b)), pin!(write(c)), pin!(write(d))]).await
 }
 
 /// Writes all of `data` at `at`, going on after short writes, and when there is room again.
@@ -663,7 +683,7 @@ impl Partition {
 /// trimmed: where rot ends is a guess, and the last bytes of a batch may be zeros.
 pub(super) async fn finish_segment(partition: &Partition, base: Offset) -> io::Result<()> {
     let ring = &partition.0.common.ring;
-    partition.load_indexes(base).await?;
+    Box::pin(partition.load_indexes(base)).await?;
     let parts = {
         let log = partition.0.log.borrow();
         let fenced = log.fenced().iter().any(|range| range.segment == base);

@@ -18,7 +18,9 @@ impl Partition {
     pub(super) async fn ready_index(&self, offset: Offset) -> Result<bool, FetchError> {
         self.touch();
         let Some(base) = self.0.log.borrow().unloaded_at(offset) else { return Ok(false) };
-        self.load_indexes(base).await.map_err(|error| FetchError::Io(format!("{self}: {error}")))?;
+        // Rare, and large: fetches that find all in memory have no room for it.
+        let loaded = Box::pin(self.load_indexes(base)).await;
+        loaded.map_err(|error| FetchError::Io(format!("{self}: {error}")))?;
         Ok(true)
     }
 
@@ -67,7 +69,16 @@ impl Partition {
         let decoded = OffsetIndex::decode(base, interval, &index, below.1.0)
             .and_then(|index| Ok((index, TimeIndex::decode(base, &time_index, below.0)?)));
         Ok(match decoded {
-            Ok(decoded) => Some(decoded),
+            Ok(decoded) if decoded.0.ends_below(below.0) => Some(decoded),
+            Ok(_) => {
+                let path = path(Ext::Index);
+                tracing::warn!(
+                    "{}: it goes beyond offset {}; made again from the log",
+                    path.display(),
+                    below.0
+                );
+                None
+            }
             Err(error) => {
                 tracing::warn!("{}: {error}; made again from the log", path(Ext::Index).display());
                 None

@@ -94,6 +94,19 @@ impl FoundManifests {
         Ok(found)
     }
 
+    /// Believes nothing of what was found.
+    pub(super) fn forget(&mut self) {
+        self.states.clear();
+    }
+
+    /// Removes the files.
+    pub(super) async fn remove(&self, ring: &Ring) -> io::Result<()> {
+        for path in &self.files {
+            ring.remove(path).await?;
+        }
+        Ok(())
+    }
+
     /// Parts what is known among so many shards; or forgets it, where everything is to be verified.
     pub(super) fn share(&mut self, topics: &[TopicPlan], shards: u16, verify: bool) {
         let mut shares: Vec<KnownStates> = vec![KnownStates::new(); usize::from(shards)];
@@ -249,10 +262,7 @@ pub(super) async fn leave(common: &Common, node: &Node) -> io::Result<()> {
     if through < node.shards() || found.files.is_empty() {
         return Ok(());
     }
-    for path in &found.files {
-        common.ring.remove(path).await?;
-    }
-    Ok(())
+    found.remove(&common.ring).await
 }
 
 async fn write_snapshot(shard: &Shard) -> io::Result<()> {

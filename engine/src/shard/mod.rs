@@ -17,6 +17,7 @@ mod lanes;
 mod manifest;
 mod maps;
 mod node;
+mod opening;
 mod owed;
 mod partition;
 mod placement;
@@ -30,6 +31,7 @@ mod route;
 // The shard is the noun here; a cleverer file name would only hide it.
 #[allow(clippy::module_inception)]
 mod shard;
+mod side_by_side;
 mod sleep;
 mod splicing;
 mod stages;

@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::acks::Ack;
 use super::board::Board;
-use super::checkpoints::{CLEAN_MARK_FILE, LOG_STARTS_FILE, RECOVERY_POINTS_FILE};
+use super::checkpoints::{
+    CLEAN_MARK, CLEAN_MARK_FILE, LOG_STARTS_FILE, RECOVERY_POINTS_FILE, REPLICATION_POINTS_FILE,
+};
 use super::config::{ShardConfig, TopicConfig};
 use super::errors::OpenError;
 use super::lanes::{Letter, mailbox_capacity};
@@ -114,7 +116,12 @@ impl Node {
             tracing::warn!("{words}");
         }
         may_promise(&flushes, &config.topic_defaults, "topics that are not told otherwise")?;
-        let clean = ring.read_file(&dir.join(CLEAN_MARK_FILE), 4096).await?.is_some();
+        let mark = ring.read_file(&dir.join(CLEAN_MARK_FILE), 4096).await?;
+        let clean = mark.is_some();
+        // What a Kafka leaves that ran on this directory; it knows nothing of manifests.
+        let visited =
+            ring.read_file(&dir.join(REPLICATION_POINTS_FILE), SMALL_FILE_BYTES_MAX).await?.is_some()
+                || mark.is_some_and(|mark| mark != CLEAN_MARK);
         let points = checkpoint(ring, &dir, RECOVERY_POINTS_FILE).await?;
         let starts = checkpoint(ring, &dir, LOG_STARTS_FILE).await?;
         let (stored, mut registry) = registry(ring, &dir, &config.topic_defaults).await?;
@@ -122,6 +129,12 @@ impl Node {
         let mut manifests = FoundManifests::read(ring, &dir, identity.directory_id).await?;
         // From here on the directory counts as in use: what comes next is recovered unless it stops cleanly.
         ring.remove(&dir.join(CLEAN_MARK_FILE)).await?;
+        if visited {
+            tracing::warn!("{}: another program used it: every partition is walked", dir.display());
+            manifests.forget();
+            manifests.remove(ring).await?;
+            ring.remove(&dir.join(REPLICATION_POINTS_FILE)).await?;
+        }
         for entry in registry.topics.iter().filter(|t| t.state == TopicState::Deleting) {
             // A name that has been given away is not ours to remove.
             let is_taken = |t: &TopicEntry| t.state == TopicState::Live && t.name == entry.name;

@@ -844,7 +844,7 @@ impl Partition {
         if !self.0.task_runs.get() && self.0.state.get() != State::Closed {
             self.0.task_runs.set(true);
             let partition = self.clone();
-            self.0.common.ring.spawn(async move { super::commit::run(partition).await });
+            self.0.common.ring.spawn(super::commit::run(partition));
         }
         if let Some(waker) = &*self.0.task.borrow() {
             waker.wake_by_ref();

@@ -1,5 +1,6 @@
 //! Opening one partition: which segments are believed, which are walked, what is cut and kept aside.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -41,9 +42,19 @@ impl Start<'_> {
         PartitionId { topic: self.plan.id, index: self.index }
     }
 
+    /// Whether its segments are just as the manifest has them.
+    pub(super) fn slept(&self) -> bool {
+        self.known.as_ref().is_some_and(|known| !known.awake)
+    }
+
     /// What of a segment the manifest knows; up to there it needs not be read.
     fn known(&self, base: Offset) -> Option<&SegmentState> {
         self.known.as_ref()?.segments.iter().find(|segment| segment.base == base)
+    }
+
+    /// Whether index files may lie beside a segment: what slept is known to the last file.
+    pub(super) fn may_have_indexes(&self, base: Offset) -> bool {
+        self.known(base).map_or(!self.slept(), |known| known.indexed)
     }
 
     /// Whether the manifest saw another segment behind that one: then it is as it says.
@@ -56,8 +67,12 @@ impl Start<'_> {
     }
 }
 
-/// A partition whose segments nobody touched since the manifest had them: nothing is read.
-pub(super) fn open_asleep(common: &Rc<Common>, start: &Start<'_>, state: &PartitionState) -> Partition {
+/// A partition whose segments nobody touched since the manifest had them, if it is one: nothing is read.
+pub(super) fn open_asleep(common: &Rc<Common>, start: &Start<'_>) -> Option<Partition> {
+    let state = start.known.as_ref().filter(|state| !state.awake)?;
+    if replay::go_beyond(&common.node, start.id(), state) {
+        return None;
+    }
     let log_start =
         start.log_start.max(state.log_start).min(state.segments.last().expect("one at least").next_offset);
     let log = Log::recorded(start.plan.config.log.clone(), state, log_start);
@@ -72,17 +87,11 @@ pub(super) fn open_asleep(common: &Rc<Common>, start: &Start<'_>, state: &Partit
     let partition = Partition::new(common, start.plan, start.index, log, files);
     partition.0.sleep.set(Sleep::Asleep);
     partition.0.lean.set(true);
-    partition
+    Some(partition)
 }
 
 pub(super) async fn open_partition(common: &Rc<Common>, mut start: Start<'_>) -> Result<Opened, OpenError> {
     let ring = &common.ring;
-    if let Some(state) = start.known.as_ref().filter(|state| !state.awake)
-        && !replay::go_beyond(&common.node, start.id(), state)
-    {
-        let partition = open_asleep(common, &start, state);
-        return Ok(Opened { partition, unsynced: Vec::new(), renamed: false });
-    }
     if start.known.is_none() {
         ring.make_dir(&start.dir).await?;
         let metadata = start.dir.join(METADATA_FILE);
@@ -92,11 +101,23 @@ pub(super) async fn open_partition(common: &Rc<Common>, mut start: Start<'_>) ->
             unless_full(common.replace_at_need(&metadata, text.into_bytes()).await)?;
         }
     }
-    believe_what_fits(ring, &mut start).await?;
+    let found = believe_what_fits(ring, &mut start).await?;
     let mut epochs = read_epochs(common, &start).await?;
-    let recovery_point = replay::replay(ring, &common.node, &start, &epochs).await?;
-    let start = Start { recovery_point, ..start };
-    let bases = segment_bases(ring, &start.dir).await?;
+    let replayed = replay::replay(ring, &common.node, &start, &epochs, &found).await?;
+    start.recovery_point = replayed.recovery_point;
+    let bases = match (replayed.wrote.is_empty(), start.slept()) {
+        (true, _) => found,
+        (false, false) => segment_bases(ring, &start.dir).await?,
+        // What was there is known, and what came.
+        (false, true) => {
+            let mut bases: BTreeMap<Offset, u64> = found.into_iter().collect();
+            for (base, end) in replayed.wrote {
+                let bytes = bases.entry(base).or_insert(0);
+                *bytes = end.0.max(*bytes);
+            }
+            bases.into_iter().collect()
+        }
+    };
     let mut segments: Vec<Segment> = Vec::new();
     let (mut fenced, mut believed, mut uncut) = (Vec::new(), Vec::new(), None);
     let mut walked = Vec::new();
@@ -174,17 +195,18 @@ pub(super) async fn open_partition(common: &Rc<Common>, mut start: Start<'_>) ->
         Log::restore(config, EpochOwner::Local, segments, epochs, start.log_start, fenced)
     };
     let active = log.active().base;
-    // Those of a partition that was in a journal: see below.
     let journaled = replay::is_in_journals(&common.node, &start);
     walked.retain(|base| *base < active && log.segment(*base).is_some());
     for segment in log.segments() {
         files.push(segment.base, believed.contains(&segment.base));
     }
     // Indexes of the segment that appends go to would grow stale; they are written again when it is sealed.
-    for ext in [Ext::Index, Ext::TimeIndex] {
-        let path = files.path(active, ext);
-        if ring.read_file(&path, INDEX_BYTES_MAX).await?.is_some() {
-            ring.remove(&path).await?;
+    if start.may_have_indexes(active) {
+        for ext in [Ext::Index, Ext::TimeIndex] {
+            let path = files.path(active, ext);
+            if ring.read_file(&path, INDEX_BYTES_MAX).await?.is_some() {
+                ring.remove(&path).await?;
+            }
         }
     }
     let unclean = !start.clean && log.log_end().offset > log.log_start();
@@ -196,10 +218,12 @@ pub(super) async fn open_partition(common: &Rc<Common>, mut start: Start<'_>) ->
         partition.0.epochs_unstored.set(true);
         partition.show();
     }
-    let unsynced = if journaled { walked } else { Vec::new() };
-    let active =
-        (unclean || journaled).then_some(active).filter(|_| partition.marks().log_end.position > Position(0));
-    Ok(Opened { partition, unsynced: unsynced.into_iter().chain(active).collect(), renamed: journaled })
+    let found = unclean || journaled;
+    if found && partition.marks().log_end.position > Position(0) {
+        walked.push(active);
+    }
+    let unsynced = if found { walked } else { Vec::new() };
+    Ok(Opened { partition, unsynced, renamed: journaled && !bases.is_empty() })
 }
 
 /// A partition, and what of it must not be lost by the next crash: it was read from the page cache, perhaps, and what holds it
@@ -222,18 +246,26 @@ impl Opened {
             let path = dir.join(segment_file_name(*base, Ext::Log));
             ring.sync(&ring.open(&path, OpenOptions::default()).await?).await?;
         }
-        if self.renamed { ring.sync_dir(&dir).await } else { Ok(()) }
+        if self.renamed {
+            ring.sync_dir(&dir).await?;
+            ring.sync_dir(dir.parent().unwrap_or(&dir)).await?;
+        }
+        Ok(())
     }
 }
 
 /// What the manifest knows is left aside where the files contradict it: then all of them are walked. Files that it knows to
 /// be gone are removed.
-async fn believe_what_fits(ring: &Ring, start: &mut Start<'_>) -> Result<(), OpenError> {
-    let Some(known) = &start.known else { return Ok(()) };
-    let bases = match segment_bases(ring, &start.dir).await {
+async fn believe_what_fits(ring: &Ring, start: &mut Start<'_>) -> Result<Vec<(Offset, u64)>, OpenError> {
+    let nothing = |known: &PartitionState| matches!(&known.segments[..], [only] if only.end == Position(0));
+    if start.slept() && start.known.as_ref().is_some_and(nothing) {
+        return Ok(Vec::new()); // It has no directory, perhaps.
+    }
+    let mut bases = match segment_bases(ring, &start.dir).await {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         bases => bases?,
     };
+    let Some(known) = &start.known else { return Ok(bases) };
     let (first, end) = (known.segments[0].base, known.segments.last().expect("one at least").next_offset);
     let log_start = start.log_start.max(known.log_start);
     let missing = known.segments.iter().find(|segment| {
@@ -247,16 +279,17 @@ async fn believe_what_fits(ring: &Ring, start: &mut Start<'_>) -> Result<(), Ope
             start.dir.join(segment_file_name(*base, Ext::Log)).display()
         );
         start.known = None;
-        return Ok(());
+        return Ok(bases);
     }
     for (base, _) in bases.iter().filter(|(base, _)| *base < first) {
         for ext in [Ext::Index, Ext::TimeIndex, Ext::Log] {
             ring.remove(&start.dir.join(segment_file_name(*base, ext))).await?;
         }
     }
+    bases.retain(|(base, _)| *base >= first);
     start.log_start = log_start;
     start.recovery_point = start.recovery_point.max(end);
-    Ok(())
+    Ok(bases)
 }
 
 /// The segments in a partition's directory: their bases, ascending, and the sizes of their files.
@@ -282,21 +315,21 @@ pub(super) fn unless_full(done: io::Result<()>) -> io::Result<bool> {
     }
 }
 
-/// The manifest and the partition's own file tell of epochs, and each may have been written later than the other.
+/// The manifest tells of epochs whenever it tells of the partition; its own file may be of before.
 async fn read_epochs(common: &Rc<Common>, start: &Start<'_>) -> Result<EpochCache, OpenError> {
-    let mut known = EpochCache::new();
-    for (epoch, begin) in start.known.iter().flat_map(|known| &known.epochs) {
-        known.assign(*epoch, *begin);
+    if let Some(known) = &start.known {
+        let mut epochs = EpochCache::new();
+        known.epochs.iter().for_each(|(epoch, begin)| epochs.assign(*epoch, *begin));
+        return Ok(epochs);
     }
     let path = start.dir.join(EPOCHS_FILE);
     let Some(bytes) = common.ring.read_file(&path, INDEX_BYTES_MAX).await? else {
-        return Ok(known);
+        return Ok(EpochCache::new());
     };
-    let stored = EpochCache::parse(&String::from_utf8_lossy(&bytes)).unwrap_or_else(|error| {
+    Ok(EpochCache::parse(&String::from_utf8_lossy(&bytes)).unwrap_or_else(|error| {
         tracing::warn!("{}: {error}; epochs are taken from the batches", path.display());
         EpochCache::new()
-    });
-    Ok(if stored.latest() > known.latest() { stored } else { known })
+    }))
 }
 
 /// A sealed segment whose indexes can be believed: they are written after its file was cut to size.
@@ -357,7 +390,17 @@ pub(super) async fn walk(
         gaps: false,
         file_bytes: bytes,
     });
+    // What is known ends where room begins that was prepared, more often than not.
+    let mut look = start.known(base).is_some();
     while let Some((position, length)) = walk.wants() {
+        if std::mem::take(&mut look) && walk.may_skip_zeros() {
+            let data = ring.next_data(&file, position.0).await?;
+            if data > position.0 {
+                walk.skip_zeros(Position(data.min(bytes)));
+                continue;
+            }
+        }
+        look = walk.may_skip_zeros() && walk.is_behind_end();
         let mut into = ring.lease(length).await?;
         drop(into.split_off(length));
         let (read, into) = ring.read(&file, position.0, into).await;

@@ -256,24 +256,41 @@ pub(super) fn go_beyond(node: &Node, partition: PartitionId, state: &PartitionSt
         .any(|frame| frame.next_offset > end && frame.epoch >= epoch)
 }
 
-/// Writes to a partition's segments what the journals hold of it beyond their end. Up to where everything must be there
-/// comes back: where frames are missing between others, the segments have a hole that is to be fenced.
+/// What a replay came to.
+pub(super) struct Replayed {
+    /// Up to where everything must be there: where frames are missing between others, the segments have a hole that is to
+    /// be fenced.
+    pub recovery_point: Offset,
+    /// Segments that were written to, and up to where: their files are other than they were.
+    pub wrote: BTreeMap<Offset, Position>,
+}
+
+/// Writes to a partition's segments, of these bases and sizes, what the journals hold of it beyond their end.
 pub(super) async fn replay(
     ring: &Ring,
     node: &Node,
     start: &Start<'_>,
     epochs: &EpochCache,
-) -> Result<Offset, OpenError> {
+    bases: &[(Offset, u64)],
+) -> Result<Replayed, OpenError> {
     let found = node.journals.of(start.id());
-    let mut recovery_point = start.recovery_point;
+    let mut replayed = Replayed { recovery_point: start.recovery_point, wrote: BTreeMap::new() };
     if found.is_empty() {
-        return Ok(recovery_point);
+        return Ok(replayed);
     }
     // Segments may go on behind what a frame brings, and frames behind that: as long as there is something new, which each
     // frame is once.
     let mut last = None;
     for _ in 0..=found.len() {
-        let reach = match end_of_segments(ring, start, epochs).await? {
+        let again_found;
+        let bases = match last {
+            None => bases,
+            Some(_) => {
+                again_found = segment_bases(ring, &start.dir).await?;
+                &again_found
+            }
+        };
+        let reach = match end_of_segments(ring, start, epochs, bases).await? {
             Some(reach) => reach,
             None => beginning(start, epochs, found),
         };
@@ -281,16 +298,21 @@ pub(super) async fn replay(
             break;
         }
         let again = last.replace(reach).is_none() && node.journals.mutant == Mutant::ReplayTwice;
-        let mut replay = Replay { ring, node, start, epochs, reach, again, files: BTreeMap::new() };
+        let (files, ends) = (BTreeMap::new(), BTreeMap::new());
+        let mut replay = Replay { ring, node, start, epochs, reach, again, files, ends };
         for one in found {
-            replay.apply(one, &mut recovery_point).await?;
+            replay.apply(one, &mut replayed.recovery_point).await?;
         }
         // What is written here is flushed with all that was found, before the journals go.
         if replay.files.is_empty() {
             break;
         }
+        replayed.wrote.extend(replay.ends);
+        if start.slept() {
+            break; // Nothing can be behind it.
+        }
     }
-    Ok(recovery_point)
+    Ok(replayed)
 }
 
 struct Replay<'a> {
@@ -302,8 +324,9 @@ struct Replay<'a> {
     reach: LogPoint,
     /// The mistake is made in this pass.
     again: bool,
-    /// Segments that were written to.
+    /// Segments that were written to, and up to where.
     files: BTreeMap<Offset, File>,
+    ends: BTreeMap<Offset, Position>,
 }
 
 impl Replay<'_> {
@@ -373,13 +396,22 @@ impl Replay<'_> {
     async fn write(&mut self, at: LogPoint, bytes: crate::sys::Lease) -> io::Result<()> {
         let path = self.start.dir.join(segment_file_name(at.segment, Ext::Log));
         if !self.files.contains_key(&at.segment) {
+            if self.files.is_empty() {
+                // One that nothing was destaged to has none. Its name is flushed with all that is found.
+                self.ring.make_dir_unsynced(&self.start.dir).await?;
+            }
             // One that has indexes would be believed to end where it ended.
-            for ext in [Ext::Index, Ext::TimeIndex] {
-                self.ring.remove(&self.start.dir.join(segment_file_name(at.segment, ext))).await?;
+            if self.start.may_have_indexes(at.segment) {
+                for ext in [Ext::Index, Ext::TimeIndex] {
+                    self.ring.remove(&self.start.dir.join(segment_file_name(at.segment, ext))).await?;
+                }
             }
             let options = OpenOptions { create: true, write: true, direct: false };
             self.files.insert(at.segment, self.ring.open(&path, options).await?);
         }
+        let end = at.position.plus(bytes.len() as u64);
+        let known = self.ends.entry(at.segment).or_insert(end);
+        *known = end.max(*known);
         let (file, mut position, mut bytes) = (&self.files[&at.segment], at.position.0, bytes);
         while !bytes.is_empty() {
             let length = bytes.len();
@@ -423,9 +455,14 @@ async fn end_of_segments(
     ring: &Ring,
     start: &Start<'_>,
     epochs: &EpochCache,
+    bases: &[(Offset, u64)],
 ) -> Result<Option<LogPoint>, OpenError> {
+    if start.slept()
+        && let Some(last) = start.known.as_ref().and_then(|known| known.segments.last())
+    {
+        return Ok(Some(LogPoint { offset: last.next_offset, segment: last.base, position: last.end }));
+    }
     let mut end = None;
-    let bases = segment_bases(ring, &start.dir).await?;
     for (position, &(base, bytes)) in bases.iter().enumerate() {
         let next_base = bases.get(position + 1).map(|next| next.0);
         if next_base.is_some_and(|next| next <= start.recovery_point) || start.is_known_sealed(base) {

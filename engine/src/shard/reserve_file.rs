@@ -22,18 +22,22 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// Makes it, if it is not there; as much of it as there is room for.
-    pub(super) async fn make(&self, ring: &Ring, dir: &Path) {
+    /// Makes it, if it is not there; as much of it as there is room for. False where the disk is full.
+    pub(super) async fn make(&self, ring: &Ring, dir: &Path) -> bool {
         if self.there.load(Ordering::Relaxed) {
-            return;
+            return true;
         }
         let mut bytes = RESERVE_BYTES;
         loop {
             match fill(ring, &dir.join(RESERVE_FILE), bytes).await {
-                Ok(()) => return self.there.store(bytes == RESERVE_BYTES, Ordering::Relaxed),
+                Ok(()) => {
+                    self.there.store(bytes == RESERVE_BYTES, Ordering::Relaxed);
+                    return bytes == RESERVE_BYTES;
+                }
                 Err(error) if is_full(&error) && bytes > RESERVE_BYTES_MIN => bytes /= 2,
                 Err(error) => {
-                    return tracing::warn!("{}: no reserve for a full disk: {error}", dir.display());
+                    tracing::warn!("{}: no reserve for a full disk: {error}", dir.display());
+                    return !is_full(&error);
                 }
             }
         }

@@ -4,26 +4,13 @@
 //! are below the log start, never a log start that is below what is there. Only sealed segments go. Who still reads one
 //! keeps its descriptor, and with it the bytes.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
-
 use super::partition::Partition;
 use super::shard::Shard;
 use crate::types::ShardId;
 
 /// Looks at every partition of this shard, again and again until it stops.
 pub(super) async fn run(shard: Shard) {
-    loop {
-        let mut sleep = pin!(shard.ring().sleep(shard.config().retention_interval));
-        let mut stop = pin!(shard.stopping());
-        let stopped = poll_fn(|cx| match stop.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(true),
-            Poll::Pending => sleep.as_mut().poll(cx).map(|()| false),
-        });
-        if stopped.await {
-            return;
-        }
+    while !shard.stops_within(shard.config().retention_interval).await {
         shard.enforce_retention().await;
     }
 }

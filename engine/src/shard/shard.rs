@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use super::acks::Ack;
 use super::checkpoints;
@@ -19,8 +21,8 @@ use super::lanes::{self, Answer, Call, LaneCounters, Lanes, Work};
 use super::manifest::{self, Manifest};
 use super::maps::Maps;
 use super::node::{Identity, Node};
-use super::partition::{Inner as PartitionInner, Partition, partition_dir};
-use super::recovery::{self, Opened};
+use super::opening;
+use super::partition::{Inner as PartitionInner, Partition};
 use super::replay;
 use super::retention;
 use super::sleep;
@@ -30,9 +32,6 @@ use super::wakers::Wakers;
 use crate::sys::{ArenaUse, Flushes, Ring, RingCounters, ZeroCopyUse};
 use crate::transfer::{Calibration, Egress, Piece, Receives, SharedPiece, Staged, Transfers};
 use crate::types::{PartitionId, ShardId, TopicId};
-
-/// Where more partitions than this have something to flush at a start, all of the file system is flushed once.
-const SYNCED_ONE_BY_ONE: usize = 8;
 
 /// One core's worth of the engine. Cheap to clone; never leaves its thread.
 #[derive(Clone)]
@@ -88,6 +87,8 @@ pub(super) struct Common {
     pub journal: Journal,
     pub manifest: Manifest,
     pub partitions: RefCell<Vec<Weak<PartitionInner>>>,
+    /// Those of them that have files open, memory, or a task.
+    pub restless: RefCell<Vec<Weak<PartitionInner>>>,
     pub cached_bytes: Cell<usize>,
     pub checkpoint_due: Cell<bool>,
     pub checkpoint_busy: Cell<bool>,
@@ -175,6 +176,7 @@ impl Shard {
             journal: Journal::new(journals),
             manifest: Manifest::default(),
             partitions: RefCell::new(Vec::new()),
+            restless: RefCell::default(),
             cached_bytes: Cell::new(0),
             checkpoint_due: Cell::new(id == ShardId(0)),
             checkpoint_busy: Cell::new(false),
@@ -214,7 +216,7 @@ impl Shard {
         }));
         *shard.0.common.shard.borrow_mut() = Rc::downgrade(&shard.0);
         shard.spawn(lanes::serve(shard.clone()));
-        if let Err(error) = shard.open_partitions(&node).await {
+        if let Err(error) = opening::open_partitions(&shard, &node).await {
             // Or its tasks would keep the directory locked for as long as the thread lives.
             shard.leave();
             return Err(error);
@@ -231,56 +233,6 @@ impl Shard {
         shard.spawn(retention::run(shard.clone()));
         shard.spawn(sleep::run(shard.clone()));
         Ok(shard)
-    }
-
-    /// Opens every partition that is this shard's own, and writes the manifest.
-    async fn open_partitions(&self, node: &Node) -> Result<(), OpenError> {
-        let common = &self.0.common;
-        let mut unsynced = Vec::new();
-        let mut known = node.manifests.take(self.id());
-        for plan in &node.topics {
-            let mut partitions = Vec::new();
-            for index in self.own_indexes(plan) {
-                let board = &plan.boards[index as usize];
-                let start = recovery::Start {
-                    plan,
-                    index,
-                    dir: partition_dir(&self.config().data_dir, &plan.name, index),
-                    recovery_point: board.recovery_point(),
-                    log_start: board.log_start(),
-                    clean: node.clean,
-                    known: known.remove(&PartitionId { topic: plan.id, index }),
-                };
-                match recovery::open_partition(common, start).await {
-                    Ok(opened) => {
-                        partitions.push(opened.partition.clone());
-                        unsynced.extend(Some(opened).filter(Opened::is_unsynced));
-                    }
-                    Err(error) => {
-                        partitions.iter().for_each(Partition::close);
-                        return Err(error);
-                    }
-                }
-            }
-            self.enter_topic(&self.topic_of(plan, partitions));
-        }
-        match unsynced.len() > SYNCED_ONE_BY_ONE {
-            true => common.ring.sync_all(&common.config.data_dir).await?,
-            false => {
-                for opened in &unsynced {
-                    opened.sync(&common.ring).await?;
-                }
-            }
-        }
-        manifest::begin(self).await?;
-        // New epochs, where the manifest does not tell of them.
-        for partition in self.own_partitions() {
-            let told = common.manifest.is_kept() && partition.entry().state.is_some();
-            if partition.0.epochs_unstored.get() && !told {
-                recovery::unless_full(partition.store_epochs().await)?;
-            }
-        }
-        Ok(())
     }
 
     /// Writes the checkpoints now: log starts that have moved stay moved when this returns.
@@ -464,6 +416,17 @@ impl Shard {
         .await;
     }
 
+    /// Waits for a while; true when a graceful stop is asked for meanwhile, at once.
+    pub(super) async fn stops_within(&self, duration: Duration) -> bool {
+        let mut sleep = pin!(self.ring().sleep(duration));
+        let mut stop = pin!(self.stopping());
+        poll_fn(|cx| match stop.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending => sleep.as_mut().poll(cx).map(|()| false),
+        })
+        .await
+    }
+
     /// Asks everybody on this shard to come to an end.
     pub fn begin_stop(&self) {
         self.0.common.stopping.set(true);
@@ -543,9 +506,9 @@ impl Common {
         self.node.reserve.replace(&self.ring, &self.config.data_dir, path, bytes).await
     }
 
-    /// Takes the reserve again, if it was given up.
-    pub(super) async fn make_reserve(&self) {
-        self.node.reserve.make(&self.ring, &self.config.data_dir).await;
+    /// Takes the reserve again, if it was given up; false where there is no room for it.
+    pub(super) async fn make_reserve(&self) -> bool {
+        self.node.reserve.make(&self.ring, &self.config.data_dir).await
     }
 
     /// Whether a batch of so many bytes with that promise goes through the journal.
@@ -575,9 +538,14 @@ impl Common {
 
     pub(super) fn register(&self, partition: &Partition) {
         let mut partitions = self.partitions.borrow_mut();
-        partitions.retain(|known| known.strong_count() > 0);
+        if partitions.len() == partitions.capacity() {
+            partitions.retain(|known| known.strong_count() > 0);
+        }
         partitions.push(Rc::downgrade(&partition.0));
         drop(partitions);
+        if !partition.0.lean.get() {
+            self.restless.borrow_mut().push(Rc::downgrade(&partition.0));
+        }
         if let Some(why) = self.device_failure() {
             partition.fail(why.to_string());
         }
@@ -591,6 +559,13 @@ impl Common {
                 visit(&Partition(inner));
             }
         }
+    }
+
+    /// Those that may have memory; none comes or goes meanwhile.
+    fn each_restless(&self, mut visit: impl FnMut(&Partition)) {
+        let restless = self.restless.borrow();
+        let there = restless.iter().filter_map(Weak::upgrade).map(Partition);
+        there.for_each(|partition| visit(&partition));
     }
 
     /// A flush failed: nothing on this device may be called durable any more, on any shard.
@@ -628,7 +603,7 @@ impl Common {
     /// Lets go of all that is cached and already in files, but for the block that each partition writes next: what is read
     /// then comes from files.
     pub(super) fn drop_tail_caches(&self) {
-        self.each_partition(|partition| {
+        self.each_restless(|partition| {
             while partition.0.staged.borrow_mut().evict_oldest() {}
             self.recount(partition);
         });
@@ -638,14 +613,14 @@ impl Common {
     pub(super) fn shrink_tail_caches(&self, wanted: usize) {
         let before = self.cached_bytes.get();
         let goal = self.config.tail_cache_bytes_max.min(before.saturating_sub(wanted));
-        self.each_partition(|partition| {
+        self.each_restless(|partition| {
             while self.cached_bytes.get() > goal && partition.0.staged.borrow_mut().evict_oldest() {
                 self.recount(partition);
             }
         });
         // What only the journal has goes to segments, and then from memory.
         if wanted > 0 && self.cached_bytes.get() > goal {
-            self.each_partition(Partition::destage);
+            self.each_restless(Partition::destage);
         }
     }
 

@@ -4,23 +4,30 @@
 //! at them. Reading does not wake it: what a reader opened is closed again when it next falls asleep. Who is about to write
 //! to its segments wakes it first.
 
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
+use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
 use super::commit::finish_segment;
-use super::partition::{Cutting, Partition, State};
+use super::partition::{Cutting, Inner, Partition, State};
 use super::shard::Shard;
-use crate::log::Ext;
+use super::side_by_side::side_by_side;
+use super::topics::METADATA_FILE;
+use crate::log::{Ext, PartitionMetadata};
 use crate::transfer::Staged;
+use crate::types::{Offset, Position};
 
-/// Partitions that fall asleep one after the other before others get their turn.
+/// Partitions that fall asleep side by side.
 const AT_A_TIME: usize = 16;
-/// Where more than this many of a shard's partitions are awake, those that nobody had to do with for [`SHORT`] fall asleep:
-/// each has descriptors.
-const AWAKE_MAX: usize = 2048;
+/// How long one may take to bring what it has to its segments, until the next gets its turn.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Where more than this many of a shard's partitions have files open or memory, those that nobody had to do with for
+/// [`SHORT`] let go of that.
+const RESTLESS_MAX: usize = 2048;
 const SHORT: Duration = Duration::from_millis(100);
 
 /// How a partition's segments stand to what the manifest says.
@@ -37,16 +44,9 @@ pub(super) enum Sleep {
 /// Puts partitions to sleep that were not touched since the last look, until the shard stops.
 pub(super) async fn run(shard: Shard) {
     loop {
-        let many =
-            shard.own_partitions().iter().filter(|partition| !partition.0.lean.get()).count() > AWAKE_MAX;
+        let many = shard.0.common.restless.borrow().len() > RESTLESS_MAX;
         let pause = if many { SHORT } else { shard.config().sleep_after };
-        let mut sleep = pin!(shard.ring().sleep(pause));
-        let mut stop = pin!(shard.stopping());
-        let stopped = poll_fn(|cx| match stop.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(true),
-            Poll::Pending => sleep.as_mut().poll(cx).map(|()| false),
-        });
-        if stopped.await {
+        if shard.stops_within(pause).await {
             return;
         }
         shard.put_to_sleep().await;
@@ -56,19 +56,21 @@ pub(super) async fn run(shard: Shard) {
 impl Shard {
     /// Puts this shard's partitions to sleep that nobody had to do with since this was last called.
     pub async fn put_to_sleep(&self) {
-        let mut slept = 0;
-        for partition in self.own_partitions() {
-            if partition.0.touched.replace(false) || partition.0.lean.get() || self.is_stopping() {
-                continue;
-            }
+        let common = &self.0.common;
+        let tired: VecDeque<_> = {
+            let restless = common.restless.borrow();
+            let there = restless.iter().filter_map(Weak::upgrade).map(Partition);
+            there.filter(|partition| !partition.0.touched.replace(false)).collect()
+        };
+        let slept = tired.len();
+        side_by_side(self.ring(), AT_A_TIME, tired, async |partition: Partition| {
             if let Err(error) = partition.fall_asleep().await {
                 tracing::warn!("{partition}: {error}; it stays awake");
             }
-            slept += 1;
-            if slept % AT_A_TIME == 0 {
-                self.ring().sleep(Duration::ZERO).await;
-            }
-        }
+        })
+        .await;
+        let is_restless = |known: &Weak<Inner>| known.upgrade().is_some_and(|inner| !inner.lean.get());
+        common.restless.borrow_mut().retain(is_restless);
         if slept > 0 {
             self.0.common.manifest.sync().await;
         }
@@ -103,10 +105,10 @@ impl Partition {
             return Ok(());
         }
         if !self.is_quiet() {
-            // What only the journal has goes to segments, flushed; perhaps it is there when this is next asked.
+            // What only the journal has goes to segments, flushed.
             self.0.reach.borrow_mut().destage_all();
             self.wake_task();
-            return Ok(());
+            self.wait_until_quiet().await;
         }
         // Nobody appends meanwhile.
         let turn = self.take_turn();
@@ -130,6 +132,19 @@ impl Partition {
             self.let_go();
         }
         Ok(())
+    }
+
+    /// Waits until it is quiet, or for a while.
+    async fn wait_until_quiet(&self) {
+        let mut enough = pin!(self.0.common.ring.sleep(PATIENCE));
+        poll_fn(|cx| {
+            if self.is_quiet() || self.0.touched.get() || self.check_open().is_err() {
+                return Poll::Ready(());
+            }
+            self.wait_for_ack(cx.waker());
+            enough.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// All of it lies in segments that are finished, the last one, too.
@@ -172,6 +187,7 @@ impl Partition {
             return Ok(());
         }
         self.touch();
+        self.make_dir().await?;
         let base = self.0.reach.borrow().stored_durable().segment;
         let indexed = self.0.files.borrow().get(base).is_some_and(|file| file.indexed);
         if indexed {
@@ -193,10 +209,35 @@ impl Partition {
         Ok(())
     }
 
+    /// Makes its directory, if it is about to hold the first of its bytes: one that never had any has none.
+    async fn make_dir(&self) -> io::Result<()> {
+        let marks = self.marks();
+        if self.0.reach.borrow().stored().position > Position(0) || marks.log_start > Offset(0) {
+            return Ok(());
+        }
+        let (ring, dir) = (&self.0.common.ring, self.dir());
+        ring.make_dir(&dir).await?;
+        let metadata = dir.join(METADATA_FILE);
+        if ring.read_file(&metadata, 4096).await?.is_none() {
+            let text = PartitionMetadata { topic_id: self.id().topic }.format();
+            if let Err(error) = ring.replace(&metadata, text.into_bytes()).await {
+                tracing::warn!("{error}; the registry says the same");
+            }
+        }
+        Ok(())
+    }
+
     /// Somebody has to do with it: it is not put to sleep for a while, or lets go of what that takes.
     pub(super) fn touch(&self) {
         self.0.touched.set(true);
-        self.0.lean.set(false);
+        if self.0.lean.replace(false) {
+            let restless = &mut *self.0.common.restless.borrow_mut();
+            // It may have gone to sleep a moment ago.
+            let this = Rc::downgrade(&self.0);
+            if !restless.iter().rev().take(AT_A_TIME).any(|known| known.ptr_eq(&this)) {
+                restless.push(this);
+            }
+        }
     }
 
     /// Has the manifest say how far it can be trusted by now.

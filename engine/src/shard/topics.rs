@@ -23,7 +23,7 @@ use super::route::Route;
 use super::shard::Shard;
 use super::wakers::Wakers;
 use crate::log::{
-    EpochOwner, Log, PartitionMetadata, TopicEntry, TopicRegistry, TopicState, check_topic_name,
+    EpochOwner, Log, TopicEntry, TopicRegistry, TopicState, check_topic_name, parse_partition_dir_name,
 };
 use crate::sys::Flushes;
 use crate::types::{Offset, ShardId, TopicId};
@@ -193,6 +193,10 @@ impl Shard {
         if self.topic(&name).is_some() {
             return Err(TopicError::Exists(name.to_string()));
         }
+        if !self.0.common.make_reserve().await {
+            let words = "the disk is full: a topic is made when there is room for what it will hold";
+            return Err(TopicError::Io(std::io::Error::new(std::io::ErrorKind::StorageFull, words)));
+        }
         if let Some(why) = self.0.common.device_failure() {
             return Err(TopicError::Io(std::io::Error::other(format!("the device has failed: {why}"))));
         }
@@ -212,15 +216,18 @@ impl Shard {
             first_virtual: coordinator.next_virtual(),
             boards: (0..partitions).map(|_| Board::default()).collect(),
         };
-        for index in 0..partitions {
-            let dir = partition_dir(&self.config().data_dir, &name, index);
-            // What a crash left half made, or an operator put there, is not ours to continue.
-            if !ring.list(&dir).await.unwrap_or_default().is_empty() {
-                self.set_aside(&dir).await?;
+        // What a crash left half made, or an operator put there, is not ours to continue. A partition's own directory is made
+        // when it gets its first bytes.
+        for entry in ring.list(&self.config().data_dir).await? {
+            let found = entry.name.to_string_lossy().into_owned();
+            let index = parse_partition_dir_name(&found).filter(|(topic, _)| **topic == *name);
+            if index.is_some_and(|(_, index)| entry.is_dir && index < partitions) {
+                let dir = self.config().data_dir.join(&entry.name);
+                match ring.list(&dir).await?.is_empty() {
+                    true => ring.remove_dir(&dir).await?,
+                    false => self.set_aside(&dir).await?,
+                }
             }
-            ring.make_dir(&dir).await?;
-            let metadata = PartitionMetadata { topic_id: id }.format();
-            ring.replace(&dir.join(METADATA_FILE), metadata.into_bytes()).await?;
         }
         let begun = self.begin_everywhere(&plan).await;
         let entry = TopicEntry {
@@ -233,7 +240,8 @@ impl Shard {
         };
         coordinator.registry.borrow_mut().topics.push(entry);
         let stored = match begun {
-            Ok(()) => self.store_registry().await,
+            // Not worth the reserve, which is for what makes room.
+            Ok(()) => self.ring().replace(&self.registry_path(), self.registry_text()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = stored {
@@ -263,8 +271,8 @@ impl Shard {
             let mut files = Files::new(dir);
             files.push(Offset(0), false);
             let partition = Partition::new(&self.0.common, &plan, index, log, files);
-            partition.note_asleep();
             partition.0.lean.set(true);
+            partition.note_asleep();
             here.push(partition);
         }
         let topic = self.topic_of(&plan, here);
@@ -376,9 +384,15 @@ impl Shard {
     }
 
     async fn store_registry(&self) -> std::io::Result<()> {
-        let text = self.coordinator().registry.borrow().format();
-        let path = self.config().data_dir.join(REGISTRY_FILE);
-        self.0.common.replace_at_need(&path, text.into_bytes()).await
+        self.0.common.replace_at_need(&self.registry_path(), self.registry_text()).await
+    }
+
+    fn registry_path(&self) -> PathBuf {
+        self.config().data_dir.join(REGISTRY_FILE)
+    }
+
+    fn registry_text(&self) -> Vec<u8> {
+        self.coordinator().registry.borrow().format().into_bytes()
     }
 
     async fn set_aside(&self, dir: &Path) -> std::io::Result<()> {

@@ -207,9 +207,10 @@ pub(crate) enum Job {
     List {
         path: PathBuf,
     },
-    /// Makes the directory and what is missing above it, and syncs the parent.
+    /// Makes the directory and what is missing above it, and syncs the parent if so told.
     MakeDir {
         path: PathBuf,
+        synced: bool,
     },
     SyncDir {
         path: PathBuf,
@@ -250,6 +251,10 @@ pub(crate) enum Job {
         to: u64,
     },
     Size,
+    /// Where data begins at or behind `at`, as far as the file system tells holes from it; the size where there is none.
+    NextData {
+        at: u64,
+    },
     /// Tells whether flushes of files in this directory reach the disk.
     Flushes {
         path: PathBuf,

@@ -1080,7 +1080,15 @@ impl Ring {
     /// # Errors
     /// What the kernel said, with the path. That it exists already is success.
     pub async fn make_dir(&self, path: &Path) -> io::Result<()> {
-        self.help(Job::MakeDir { path: path.to_owned() }, None).await.map(drop)
+        self.help(Job::MakeDir { path: path.to_owned(), synced: true }, None).await.map(drop)
+    }
+
+    /// The same, but that its name survives power loss is somebody else's business.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path.
+    pub async fn make_dir_unsynced(&self, path: &Path) -> io::Result<()> {
+        self.help(Job::MakeDir { path: path.to_owned(), synced: false }, None).await.map(drop)
     }
 
     /// Makes the names in a directory survive power loss, on a helper.
@@ -1169,6 +1177,18 @@ impl Ring {
         match self.help(Job::Size, Some(file.clone())).await? {
             Reply::Size(bytes) => Ok(bytes),
             _ => unreachable!("asking for a size replies with it"),
+        }
+    }
+
+    /// Where data begins in `file` at or behind `at`: what lies between reads as zeros. The size where none follows; on a
+    /// helper.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn next_data(&self, file: &File, at: u64) -> io::Result<u64> {
+        match self.help(Job::NextData { at }, Some(file.clone())).await? {
+            Reply::Size(at) => Ok(at),
+            _ => unreachable!("asking for a place replies with it"),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Waiting for several things at once, without allocating.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 
 /// Both results, however the two interleave.
@@ -30,16 +30,21 @@ pub async fn join<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
     .await
 }
 
-/// All of up to four results, in order; absent futures give `None`.
-pub async fn join_writes<F: Future>(futures: [Option<F>; 4]) -> [Option<F::Output>; 4] {
-    let [a, b, c, d] = futures;
-    let (ab, cd) = join(join(maybe(a), maybe(b)), join(maybe(c), maybe(d))).await;
-    [ab.0, ab.1, cd.0, cd.1]
-}
-
-async fn maybe<F: Future>(future: Option<F>) -> Option<F::Output> {
-    match future {
-        Some(future) => Some(future.await),
-        None => None,
-    }
+/// All results, in order. The futures stay where their owner pinned them: moved in here, each would have its room twice in
+/// whatever awaits this.
+pub async fn join_all<F: Future + ?Sized, const N: usize>(mut futures: [Pin<&mut F>; N]) -> [F::Output; N]
+where
+    F::Output: Sized,
+{
+    let mut done = [const { None }; N];
+    poll_fn(|cx| {
+        for (future, done) in futures.iter_mut().zip(&mut done).filter(|(_, done)| done.is_none()) {
+            if let Poll::Ready(value) = future.as_mut().poll(cx) {
+                *done = Some(value);
+            }
+        }
+        if done.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    done.map(|value| value.expect("all are done"))
 }

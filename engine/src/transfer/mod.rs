@@ -16,7 +16,7 @@ mod readers;
 pub use counters::{ChoiceCounters, EgressCounters, Transfers};
 pub use egress::{Calibration, Egress, Reason, send};
 pub use ingress::{Filled, Ingress, Need, Passage, Receives, Slot, Staged, WriteData, WriteUnit};
-pub use join::{join, join_writes};
+pub use join::{join, join_all};
 pub use path::{BytePath, Kind, Place, Step};
 pub use plan::{
     Chunk, CopyProfile, FreeSignal, Piece, PieceKinds, Protocol, Response, SegmentFile, SharedPiece,

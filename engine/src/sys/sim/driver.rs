@@ -475,9 +475,9 @@ impl State {
         let reply = match job {
             Job::Open { path, options } => self.open(&path, options).map_err(about("open", &path))?,
             Job::List { path } => Reply::Entries(self.list(&path).map_err(about("list", &path))?),
-            Job::MakeDir { path } => {
+            Job::MakeDir { path, synced } => {
                 self.make_dirs(&tidy(&path)).map_err(about("make", &path))?;
-                records.push(sync_parent(&path));
+                records.extend(synced.then(|| sync_parent(&path)));
                 Reply::None
             }
             Job::SyncDir { path } => {
@@ -546,6 +546,10 @@ impl State {
                 records.push(DiskEvent::Trimmed { inode: file.inode, to });
                 Reply::None
             }
+            Job::NextData { at } => {
+                let content = &self.disk.state.inodes[&file()?.inode].current;
+                Reply::Size(content.next_data(at))
+            }
             Job::Size => Reply::Size(self.disk.state.inodes[&file()?.inode].current.size),
             Job::WarmCache { .. } => {
                 if self.faults.fails_read(&file()?.path) {
@@ -612,7 +616,7 @@ impl State {
         let grows = match job {
             Job::Prepare { .. } => true,
             Job::Open { path, options } => options.create && self.node(&tidy(path)).is_none(),
-            Job::MakeDir { path } => self.node(&tidy(path)).is_none(),
+            Job::MakeDir { path, .. } => self.node(&tidy(path)).is_none(),
             Job::Replace { .. } => reserve_is_there(),
             Job::CutAnew { .. } => true,
             _ => false,

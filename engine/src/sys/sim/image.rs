@@ -34,6 +34,12 @@ impl Content {
         }
     }
 
+    /// Where the next page begins, at or behind `at`, that was written; the size where there is none.
+    pub fn next_data(&self, at: u64) -> u64 {
+        let next = self.pages.range(at / PAGE_BYTES as u64..).next();
+        next.map_or(self.size, |(page, _)| (page * PAGE_BYTES as u64).max(at)).min(self.size)
+    }
+
     pub fn write(&mut self, at: u64, bytes: &[u8]) {
         self.put(at, bytes);
         self.size = self.size.max(at + bytes.len() as u64);

@@ -158,8 +158,8 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
     match job {
         Job::Open { path, options } => open(&path, options).map_err(about("open", &path)),
         Job::List { path } => list(&path).map(SendReply::Entries).map_err(about("list", &path)),
-        Job::MakeDir { path } => fs::create_dir_all(&path)
-            .and_then(|()| sync_parent(&path))
+        Job::MakeDir { path, synced } => fs::create_dir_all(&path)
+            .and_then(|()| if synced { sync_parent(&path) } else { Ok(()) })
             .map_err(about("make", &path))
             .map(done),
         Job::SyncDir { path } => sync_dir(&path).map_err(about("sync", &path)).map(done),
@@ -185,6 +185,18 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
             nix::unistd::ftruncate(file()?, to as i64)?;
             nix::unistd::fsync(file()?).map_err(failed_flush)?;
             Ok(SendReply::None)
+        }
+        Job::NextData { at } => {
+            let file = file()?;
+            match nix::unistd::lseek(file, at as i64, nix::unistd::Whence::SeekData) {
+                Ok(data) => Ok(SendReply::Size(data as u64)),
+                Err(nix::errno::Errno::ENXIO) => {
+                    Ok(SendReply::Size(nix::sys::stat::fstat(file)?.st_size as u64))
+                }
+                // One that knows nothing of holes has data everywhere.
+                Err(nix::errno::Errno::EINVAL) => Ok(SendReply::Size(at)),
+                Err(error) => Err(error.into()),
+            }
         }
         Job::Size => Ok(SendReply::Size(nix::sys::stat::fstat(file()?)?.st_size as u64)),
         Job::WarmCache { from, to } => warm_cache(file()?, from, to).map(done),

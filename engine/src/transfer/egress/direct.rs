@@ -12,10 +12,11 @@
 //! read. The copy into the socket stays.
 
 use std::io;
+use std::pin::pin;
 
 use super::{Declaration, HELD_BYTES, Outgoing};
 use crate::sys::{BLOCK_BYTES, File, Lease, Ring};
-use crate::transfer::join::{join, join_writes};
+use crate::transfer::join::{join, join_all};
 use crate::transfer::path::{BytePath, Place, copy, dma};
 use crate::transfer::plan::{CopyProfile, FreeSignal, Piece, PieceKinds, SegmentFile};
 
@@ -89,13 +90,17 @@ async fn read_window(
     end: u64,
 ) -> io::Result<Window> {
     let first = at / BLOCK * BLOCK;
-    let reads = std::array::from_fn(|unit| {
-        let (from, to) = (first + unit as u64 * UNIT_BYTES, first + (unit as u64 + 1) * UNIT_BYTES);
-        (from < end).then(|| read_unit(ring, direct, file, at.max(from), end.min(to)))
-    });
+    let read = async |unit: u64| {
+        let (from, to) = (first + unit * UNIT_BYTES, first + (unit + 1) * UNIT_BYTES);
+        match from < end {
+            true => read_unit(ring, direct, file, at.max(from), end.min(to)).await.map(Some),
+            false => Ok(None),
+        }
+    };
+    let units = join_all([pin!(read(0)), pin!(read(1)), pin!(read(2)), pin!(read(3))]).await;
     let mut window: Window = Default::default();
-    for (slot, read) in window.iter_mut().zip(join_writes(reads).await) {
-        *slot = read.transpose()?;
+    for (slot, unit) in window.iter_mut().zip(units) {
+        *slot = unit?;
     }
     Ok(window)
 }

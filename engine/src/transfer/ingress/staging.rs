@@ -21,7 +21,7 @@ use crate::sys::{BLOCK_BYTES, Lease, LeaseMut, Moment};
 use crate::types::{Offset, Position};
 
 /// The first staging block of a partition; each further one is four times as large, up to the largest.
-const STAGE_BYTES_MIN: usize = 16 << 10;
+const STAGE_BYTES_MIN: usize = 4 << 10;
 const STAGE_BYTES_MAX: usize = 1 << 20;
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
