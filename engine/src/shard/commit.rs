@@ -730,8 +730,12 @@ pub(super) async fn finish_segment(partition: &Partition, base: Offset) -> io::R
 impl Partition {
     /// Writes and flushes all that was accepted, trims, writes the indexes: as for a clean stop.
     pub(super) async fn drain(&self) -> Result<(), String> {
+        let at_rest = self.is_at_rest();
         if self.0.state.get() == State::Open {
             self.0.state.set(State::Draining);
+        }
+        if at_rest {
+            return Ok(()); // As it lies, and as the manifest has it.
         }
         self.wake_everybody();
         loop {

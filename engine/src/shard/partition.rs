@@ -189,6 +189,11 @@ impl Partition {
         self.0.append_turns.take()
     }
 
+    /// Whether nobody appends, or waits for that.
+    pub(super) fn has_no_turns(&self) -> bool {
+        self.0.append_turns.is_empty()
+    }
+
     /// The ring of the shard that owns it.
     #[must_use]
     pub fn ring(&self) -> &Ring {
@@ -434,7 +439,9 @@ impl Partition {
         if ack == Ack::Durable {
             self.0.sync_wanted.set(self.0.sync_wanted.get().max(placement.end.offset));
         }
-        match self.0.common.takes_to_journal(bytes, ack) {
+        // What may be seen before it is safe, and lost, must leave a trace: the next start begins an epoch where it woke.
+        let leaves_trace = self.0.config.ack == Ack::Durable || self.0.sleep.get() == Sleep::Awake;
+        match leaves_trace && self.0.common.takes_to_journal(bytes, ack) {
             true => self.0.common.journal.enlist(self, bytes),
             false => self.0.reach.borrow_mut().go_direct(placement.end),
         }
@@ -613,7 +620,7 @@ impl Partition {
         }
         let now = self.0.common.ring.wall_clock();
         // Not while somebody receives into the tail: the next look comes.
-        if self.0.append_turns.is_empty()
+        if self.has_no_turns()
             && !self.owes()
             && !self.0.splicing.has_debris()
             && self.0.log.borrow().active_is_old(now)

@@ -18,6 +18,7 @@ use super::shard::Shard;
 use super::side_by_side::side_by_side;
 use super::topics::METADATA_FILE;
 use crate::log::{Ext, PartitionMetadata};
+use crate::sys::is_passing;
 use crate::transfer::Staged;
 use crate::types::{Offset, Position};
 
@@ -95,6 +96,9 @@ impl Partition {
 
     /// Lets go of everything that it can be served without.
     async fn fall_asleep(&self) -> io::Result<()> {
+        if !self.has_no_turns() {
+            return Ok(()); // Somebody appends, or receives into what would be let go of.
+        }
         if self.is_at_rest() {
             // Only readers had to do with it.
             self.let_go();
@@ -109,6 +113,9 @@ impl Partition {
             self.0.reach.borrow_mut().destage_all();
             self.wake_task();
             self.wait_until_quiet().await;
+        }
+        if !self.has_no_turns() {
+            return Ok(());
         }
         // Nobody appends meanwhile.
         let turn = self.take_turn();
@@ -191,7 +198,12 @@ impl Partition {
         let base = self.0.reach.borrow().stored_durable().segment;
         let indexed = self.0.files.borrow().get(base).is_some_and(|file| file.indexed);
         if indexed {
-            self.load_indexes(base).await?;
+            if let Err(error) = self.load_indexes(base).await {
+                if is_passing(&error) {
+                    return Err(error);
+                }
+                tracing::warn!("{self}: {error}; its index begins where appends go on");
+            }
             let paths = {
                 let files = self.0.files.borrow();
                 [files.path(base, Ext::Index), files.path(base, Ext::TimeIndex)]

@@ -30,6 +30,8 @@ use crate::types::{Offset, ShardId, TopicId};
 
 /// The most partitions of one topic.
 pub const PARTITIONS_MAX: i32 = 100_000;
+/// For more partitions than this the data directory is listed, instead of asking for each.
+const LOOKED_UP_ONE_BY_ONE: i32 = 64;
 /// Our registry's file in the data directory.
 pub(super) const REGISTRY_FILE: &str = "ringlog-topics";
 pub(super) const METADATA_FILE: &str = "partition.metadata";
@@ -218,15 +220,12 @@ impl Shard {
         };
         // What a crash left half made, or an operator put there, is not ours to continue. A partition's own directory is made
         // when it gets its first bytes.
-        for entry in ring.list(&self.config().data_dir).await? {
-            let found = entry.name.to_string_lossy().into_owned();
-            let index = parse_partition_dir_name(&found).filter(|(topic, _)| **topic == *name);
-            if index.is_some_and(|(_, index)| entry.is_dir && index < partitions) {
-                let dir = self.config().data_dir.join(&entry.name);
-                match ring.list(&dir).await?.is_empty() {
-                    true => ring.remove_dir(&dir).await?,
-                    false => self.set_aside(&dir).await?,
-                }
+        for dir in self.dirs_of(&name, partitions).await? {
+            match ring.list(&dir).await {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+                Ok(entries) if entries.is_empty() => ring.remove_dir(&dir).await?,
+                Ok(_) => self.set_aside(&dir).await?,
             }
         }
         let begun = self.begin_everywhere(&plan).await;
@@ -252,6 +251,20 @@ impl Shard {
         self.on_each(|| move |shard: Shard| async move { shard.show_topic(id) }).await;
         self.0.common.request_checkpoint();
         Ok(id)
+    }
+
+    /// Directories that may lie where those of a topic's partitions will.
+    async fn dirs_of(&self, name: &str, partitions: i32) -> std::io::Result<Vec<PathBuf>> {
+        let data_dir = &self.config().data_dir;
+        if partitions <= LOOKED_UP_ONE_BY_ONE {
+            return Ok((0..partitions).map(|index| partition_dir(data_dir, name, index)).collect());
+        }
+        let entries = self.ring().list(data_dir).await?;
+        let is_one = |found: &str| {
+            parse_partition_dir_name(found).is_some_and(|(topic, index)| topic == name && index < partitions)
+        };
+        let found = entries.into_iter().filter(|entry| entry.is_dir && is_one(&entry.name.to_string_lossy()));
+        Ok(found.map(|entry| data_dir.join(entry.name)).collect())
     }
 
     async fn begin_everywhere(&self, plan: &TopicPlan) -> std::io::Result<()> {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// The most tasks of one executor: two per connection and a few per open partition.
-pub const TASKS_MAX: usize = 64 * 64 * 16;
+/// The most tasks of one executor: two per connection, one for each partition that is written to.
+pub const TASKS_MAX: usize = 64 * 64 * 64;
 
 /// Wakes the thread that sleeps in its ring's wait. The kernel's is an eventfd; the simulated world needs none.
 pub(crate) trait Bell: Send + Sync {
