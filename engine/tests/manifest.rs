@@ -222,3 +222,62 @@ fn without_a_manifest_that_can_be_believed_everything_is_walked() {
         });
     }
 }
+
+/// What was appended in an epoch that began with a crash is there for a start that walks everything, too.
+#[test]
+fn an_epoch_that_began_at_a_start_is_known_to_one_that_verifies() {
+    for commit in [Commit::Journal, Commit::Files] {
+        let ((), world) = on_a_shard(None, config(commit), |ring, shard| async move {
+            fill(&ring, &shard, 2, 5).await;
+            shard.close().await.unwrap();
+        });
+        let mut image = image(&world, CutKind::PowerLoss);
+        for _ in 0..2 {
+            let ((), world) = on_a_shard(Some(image), config(commit), |ring, shard| async move {
+                fill(&ring, &shard, 2, 5).await;
+            });
+            image = self::image(&world, CutKind::PowerLoss);
+        }
+        let verify = ShardConfig { verify: true, ..config(commit) };
+        on_a_shard(Some(image), verify, |ring, shard| async move {
+            for partition in shard.topic("t").unwrap().all_here() {
+                for offset in [0, 5, 10, 14] {
+                    assert!(fetch(&ring, partition, offset).await.unwrap() > 0);
+                }
+                assert_eq!(append(&ring, partition, 10).await, Offset(15));
+            }
+        });
+    }
+}
+
+/// Retention seals the last segment of a partition that nobody appends to: what begins behind it is empty, and known.
+#[test]
+fn a_segment_that_was_begun_and_is_empty_is_known_to_the_next_start() {
+    for clean in [true, false] {
+        let mut config = config(Commit::Files);
+        config.topic_defaults.log.segment_age_ms_max = Some(3000);
+        config.retention_interval = Duration::from_secs(1);
+        let ((), world) = on_a_shard(None, config.clone(), move |ring, shard| async move {
+            fill(&ring, &shard, 2, 5).await;
+            ring.sleep(Duration::from_secs(20)).await;
+            if clean {
+                shard.close().await.unwrap();
+            }
+        });
+        let mut image = image(&world, CutKind::PowerLoss);
+        for records in [5, 15, 25] {
+            let ((), world) = on_a_shard(Some(image), config.clone(), move |ring, shard| async move {
+                for partition in shard.topic("t").unwrap().all_here() {
+                    assert_eq!(partition.marks().log_end.offset, Offset(records));
+                }
+                fill(&ring, &shard, 2, 10).await;
+                for partition in shard.topic("t").unwrap().all_here() {
+                    for offset in [0, 4, records, records + 9] {
+                        assert!(fetch(&ring, partition, offset).await.unwrap() > 0);
+                    }
+                }
+            });
+            image = self::image(&world, CutKind::PowerLoss);
+        }
+    }
+}

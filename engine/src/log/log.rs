@@ -253,10 +253,15 @@ impl Log {
         if !self.fenced.is_empty() || self.owner != EpochOwner::Local {
             return None;
         }
-        let below = self.segments.iter().take_while(|segment| segment.base <= end.segment);
+        // One that begins just there was made, and holds nothing yet.
+        let below = self
+            .segments
+            .iter()
+            .take_while(|segment| segment.base <= end.segment || segment.base == end.offset);
         let segments: Vec<SegmentState> = below
             .map(|segment| match segment.base == end.segment {
                 true => segment.state(end.offset, end.position, indexed(segment.base)),
+                false if segment.base > end.segment => segment.state(segment.base, Position(0), false),
                 false => segment.state(segment.next_offset, segment.end, indexed(segment.base)),
             })
             .collect();

@@ -232,6 +232,12 @@ impl Segment {
         self.unloaded = (self.end.0 > u64::from(interval)).then_some((self.next_offset, self.end));
     }
 
+    /// Whether an entry of its time index, a time and an offset, does not go beyond what it knows to be its largest.
+    #[must_use]
+    pub fn bounds(&self, (timestamp, offset): (Timestamp, Offset)) -> bool {
+        timestamp <= self.largest_timestamp && offset <= self.largest_offset
+    }
+
     /// What its indexes in memory do not know of: all below an offset and a position.
     #[must_use]
     pub fn unloaded(&self) -> Option<(Offset, Position)> {
@@ -258,7 +264,9 @@ impl Segment {
         self.time_index.truncate(offset);
         // The largest timestamp may be gone; kept as a bound it only makes a search start early.
         if self.largest_offset >= offset {
-            self.largest_offset = self.time_index.last().map_or(self.base, |(_, offset)| offset);
+            // What is not in memory may end further on than what is.
+            let known = self.time_index.last().map_or(self.base, |(_, offset)| offset);
+            self.largest_offset = if self.unloaded.is_some() { offset.max(self.base) } else { known };
         }
         if position == Position(0) {
             (self.largest_timestamp, self.first_append) = (Timestamp::NONE, None);

@@ -549,9 +549,6 @@ async fn upkeep_loop(partition: &Partition) {
             Some(Chore::Finish { segment }) => finish_segment(partition, segment).await,
             Some(Chore::Map { segment, at, bytes }) => map_window(partition, segment, at, bytes).await,
         };
-        partition.0.chore_under_way.set(false);
-        // Who drains waits for this: two who finish one segment would share its temporary files.
-        partition.0.ack_waiters.wake_all();
         if let Err(e) = result {
             // Room ahead is a convenience: the write that needs it will say so if there really is none.
             failures += 1u64;
@@ -562,6 +559,10 @@ async fn upkeep_loop(partition: &Partition) {
         } else {
             failures = 0;
         }
+        // Only here: nobody may take the partition for quiet, and end its other loops, while this one sleeps.
+        partition.0.chore_under_way.set(false);
+        // Who drains waits for this: two who finish one segment would share its temporary files.
+        partition.0.ack_waiters.wake_all();
     }
 }
 

@@ -69,13 +69,12 @@ impl Partition {
         let decoded = OffsetIndex::decode(base, interval, &index, below.1.0)
             .and_then(|index| Ok((index, TimeIndex::decode(base, &time_index, below.0)?)));
         Ok(match decoded {
-            Ok(decoded) if decoded.0.ends_below(below.0) => Some(decoded),
+            Ok(decoded) if decoded.0.ends_below(below.0) && self.fits(base, &decoded.1) => Some(decoded),
             Ok(_) => {
                 let path = path(Ext::Index);
                 tracing::warn!(
-                    "{}: it goes beyond offset {}; made again from the log",
-                    path.display(),
-                    below.0
+                    "{}: it, or its time index, goes beyond the log; made again from that",
+                    path.display()
                 );
                 None
             }
@@ -84,6 +83,13 @@ impl Partition {
                 None
             }
         })
+    }
+
+    /// Whether the last word of a time index does not contradict what is known of its segment.
+    fn fits(&self, base: Offset, time_index: &TimeIndex) -> bool {
+        let log = self.0.log.borrow();
+        let Some((segment, last)) = log.segment(base).zip(time_index.last()) else { return true };
+        segment.bounds(last)
     }
 
     fn config(&self) -> &LogConfig {

@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use crossbeam::queue::SegQueue;
 
@@ -25,7 +26,7 @@ use super::sleep::Sleep;
 use super::topics::TopicPlan;
 use super::wakers::Wakers;
 use crate::log::{FoundManifest, ManifestHead, PartitionEntry, PartitionState, encode_snapshot_end};
-use crate::sys::{File, OpenOptions, Ring};
+use crate::sys::{File, OpenOptions, Ring, is_passing};
 use crate::types::{PartitionId, ShardId, TopicId};
 
 /// Where the manifests of all shards lie, in the data directory.
@@ -35,6 +36,8 @@ const MANIFEST_BYTES_MAX: u64 = 4 << 30;
 const WRITE_BYTES: usize = 256 << 10;
 /// A manifest that is larger than this, and than four snapshots, is replaced.
 const GROWN_BYTES: u64 = 16 << 20;
+/// How long until what ran short is asked for again.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// Partitions of which something is known.
 pub(super) type KnownStates = BTreeMap<PartitionId, PartitionState>;
@@ -136,7 +139,8 @@ impl FoundManifests {
 
 /// Start of a manifest by its name.
 fn start_of(name: &str) -> u64 {
-    name.split('-').next().and_then(|start| start.parse().ok()).unwrap_or(0)
+    let start = name.split('-').next().and_then(|start| start.parse().ok());
+    start.filter(|start| *start < 1 << 48).unwrap_or(0)
 }
 
 /// What the manifests of the last start say that came so far as to serve anything: all its shards had written theirs.
@@ -178,6 +182,8 @@ pub(super) struct Manifest {
     /// How long its snapshot is.
     snapshot_bytes: Cell<u64>,
     number: Cell<u64>,
+    /// Every file that this start made and has not removed.
+    made: RefCell<Vec<PathBuf>>,
     /// Entries to be written.
     pending: RefCell<Vec<u8>>,
     /// Entries so far; of these, how many are wanted durable, and how many are.
@@ -215,7 +221,7 @@ impl Manifest {
         self.wanted.set(wanted);
         self.writer.wake_all();
         poll_fn(|cx| {
-            if !self.is_kept() || self.durable.get() >= wanted {
+            if !self.is_kept() || self.ending.get() || self.durable.get() >= wanted {
                 return Poll::Ready(());
             }
             self.waiters.add(cx.waker());
@@ -280,6 +286,7 @@ async fn write_snapshot(shard: &Shard) -> io::Result<()> {
     };
     let path = dir.join(format!("{start}-{id}-{number}"));
     let options = OpenOptions { create: true, write: true, direct: false };
+    manifest.made.borrow_mut().push(path.clone());
     let file = common.ring.open(&path, options).await?;
     // From here on in one go: what is to be added is in it, or comes behind it.
     let mut bytes = head.encode();
@@ -294,19 +301,14 @@ async fn write_snapshot(shard: &Shard) -> io::Result<()> {
         common.ring.sync(&file).await?;
         common.ring.sync_dir(&dir).await
     };
-    let old = match written.await {
-        Ok(()) => manifest.file.borrow_mut().replace((file, path)),
-        Err(error) => {
-            // Half of one is none; what cannot be removed says so itself.
-            let _ = common.ring.remove(&path).await;
-            return Err(error);
-        }
-    };
+    written.await?;
+    let old = manifest.file.borrow_mut().replace((file, path.clone()));
     manifest.number.set(number);
     manifest.at.set(bytes.len() as u64);
     manifest.snapshot_bytes.set(bytes.len() as u64);
     if let Some((_, old)) = old {
         common.ring.remove(&old).await?;
+        manifest.made.borrow_mut().retain(|made| *made == path);
     }
     manifest.durable.set(covered);
     manifest.waiters.wake_all();
@@ -331,11 +333,17 @@ async fn run(shard: &Shard) {
             return;
         }
         if let Err(error) = append(shard).await {
+            if is_passing(&error) {
+                common.ring.sleep(RETRY).await;
+                continue;
+            }
             let words = format!("manifest of shard {}: {error}", common.id);
             tracing::warn!("{words}: without it the next start walks every partition");
             if let Err(error) = give_up(common).await {
                 // It says of partitions that they are asleep, and nobody can say otherwise.
                 common.fail_all(&format!("{words}; and it cannot be removed: {error}"));
+                manifest.without.set(true);
+                manifest.waiters.wake_all();
             }
             return;
         }
@@ -350,7 +358,12 @@ async fn append(shard: &Shard) -> io::Result<()> {
     let (bytes, pushed) = (std::mem::take(&mut *manifest.pending.borrow_mut()), manifest.pushed.get());
     let file = manifest.file.borrow().as_ref().map(|(file, _)| file.clone());
     let Some(file) = file else { return Ok(()) };
-    write(common, &file, manifest.at.get(), &bytes).await?;
+    if let Err(error) = write(common, &file, manifest.at.get(), &bytes).await {
+        // Perhaps there is a way later.
+        let pending = &mut *manifest.pending.borrow_mut();
+        pending.splice(..0, bytes);
+        return Err(error);
+    }
     manifest.at.set(manifest.at.get() + bytes.len() as u64);
     if manifest.wanted.get() > manifest.durable.get() {
         common.ring.sync(&file).await?;
@@ -385,8 +398,8 @@ async fn write(common: &Common, file: &File, at: u64, bytes: &[u8]) -> io::Resul
 /// Goes without from here on: what it says must not be believed any more.
 async fn give_up(common: &Common) -> io::Result<()> {
     let manifest = &common.manifest;
-    let path = manifest.file.borrow().as_ref().map(|(_, path)| path.clone());
-    if let Some(path) = path {
+    let made = manifest.made.borrow().clone();
+    for path in made {
         common.ring.remove(&path).await?;
     }
     manifest.without.set(true);

@@ -333,6 +333,12 @@ impl Partition {
                 self.settle().await?;
                 continue;
             }
+            if self.0.epochs_unstored.get() {
+                // Before anything bears an epoch its own file tells of it: a start without a manifest would take what does
+                // for rot, or begin the same once more. What cannot be stored is owed from here on.
+                let _ = self.store_epochs().await;
+                continue;
+            }
             if self.0.splicing.has_debris() {
                 self.clear_debris().await?;
                 continue;
@@ -581,7 +587,11 @@ impl Partition {
     pub async fn advance_log_start(&self, to: Offset) -> Result<(), TruncateError> {
         let removed = self.move_log_start(to)?;
         self.owe_removal(&removed);
+        self.record_log_start();
         self.0.common.request_checkpoint();
+        if self.owes_removal() {
+            self.0.common.manifest.sync().await;
+        }
         Ok(self.remove_owed().await?)
     }
 

@@ -214,11 +214,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, mut start: Start<'_>) ->
     partition.0.owed.torn.replace(uncut);
     if unclean {
         // What was lost may have been seen: from here on the same offsets bear another epoch.
-        // Without a manifest nobody knows of epochs that lay in it alone: at most one for each start.
-        let unknown = if start.known.is_none() { common.node.manifests.start } else { 0 };
-        for _ in 0..=unknown {
-            partition.0.log.borrow_mut().bump_epoch();
-        }
+        partition.0.log.borrow_mut().bump_epoch();
         partition.0.epochs_unstored.set(true);
         partition.show();
     }

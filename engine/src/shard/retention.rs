@@ -41,6 +41,7 @@ impl Shard {
         for (partition, removed) in &moved {
             tracing::info!("{partition}: {} segments are beyond retention", removed.len());
             partition.owe_removal(removed);
+            partition.record_log_start();
         }
         if !self.topics().iter().any(|topic| topic.all_here().any(Partition::owes_removal)) {
             return;
@@ -51,6 +52,7 @@ impl Shard {
             );
             return;
         }
+        self.0.common.manifest.sync().await;
         for topic in self.topics() {
             for partition in topic.all_here() {
                 if let Err(error) = partition.remove_owed().await {

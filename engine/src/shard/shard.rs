@@ -221,9 +221,9 @@ impl Shard {
             shard.leave();
             return Err(error);
         }
-        // Every partition that was in a journal is in its segments now.
-        replay::leave(ring, &node).await?;
+        // Every partition that was in a journal is in its segments now. The old manifests first: they know nothing of that.
         manifest::leave(&shard.0.common, &node).await?;
+        replay::leave(ring, &node).await?;
         if journals {
             journal::begin(&shard);
         }

@@ -124,19 +124,42 @@ impl Partition {
         if self.check_open().is_err() || !self.is_quiet() || self.0.touched.get() || self.owes_removal() {
             return Ok(());
         }
+        // Who drains waits for the end of this.
+        self.0.chore_under_way.set(true);
+        let finished = self.finish_all().await;
+        self.0.chore_under_way.set(false);
+        if finished.is_ok() && self.0.state.get() == State::Open {
+            self.note_asleep();
+            self.let_go();
+        }
+        self.0.ack_waiters.wake_all();
+        finished
+    }
+
+    /// Makes all of its files as they are to lie while it sleeps.
+    async fn finish_all(&self) -> io::Result<()> {
+        if self.0.epochs_unstored.get() {
+            self.store_epochs().await?;
+        }
         let bases: Vec<_> = {
             let files = self.0.files.borrow();
             files.iter().filter(|file| !file.finished && !file.indexed).map(|file| file.base).collect()
         };
         for base in bases {
-            finish_segment(self, base).await?;
-        }
-        if self.0.epochs_unstored.get() {
-            self.store_epochs().await?;
-        }
-        if self.0.state.get() == State::Open {
-            self.note_asleep();
-            self.let_go();
+            let finished = finish_segment(self, base).await;
+            let active = self.0.log.borrow().active().base == base;
+            if finished.is_err() && active {
+                // It goes on being appended to: its file may have been cut to size, and indexes of it would grow stale.
+                let end = self.marks().log_end;
+                self.0.log.borrow_mut().set_prepared(end.position);
+                *self.0.staged.borrow_mut() = Staged::new(self.0.common.config.ingress, end);
+                self.0.common.recount(self);
+                for ext in [Ext::Index, Ext::TimeIndex] {
+                    let path = self.0.files.borrow().path(base, ext);
+                    self.0.common.ring.remove(&path).await?;
+                }
+            }
+            finished?;
         }
         Ok(())
     }
@@ -195,9 +218,12 @@ impl Partition {
         }
         self.touch();
         self.make_dir().await?;
-        let base = self.0.reach.borrow().stored_durable().segment;
-        let indexed = self.0.files.borrow().get(base).is_some_and(|file| file.indexed);
-        if indexed {
+        // They may grow stale, and a start without a manifest would believe them.
+        let indexed: Vec<_> = {
+            let files = self.0.files.borrow();
+            files.iter().filter(|file| file.indexed && !file.finished).map(|file| file.base).collect()
+        };
+        for base in indexed {
             if let Err(error) = self.load_indexes(base).await {
                 if is_passing(&error) {
                     return Err(error);
@@ -217,6 +243,9 @@ impl Partition {
         }
         self.0.sleep.set(Sleep::Waking);
         self.0.common.manifest.mark(&self.entry()).await;
+        if let Some(failure) = self.failure() {
+            return Err(io::Error::other(failure.to_string()));
+        }
         self.0.sleep.set(Sleep::Awake);
         Ok(())
     }
@@ -249,6 +278,13 @@ impl Partition {
             if !restless.iter().rev().take(AT_A_TIME).any(|known| known.ptr_eq(&this)) {
                 restless.push(this);
             }
+        }
+    }
+
+    /// Has the manifest say where the log begins, before files go that lie below.
+    pub(super) fn record_log_start(&self) {
+        if !self.0.unrecorded.get() {
+            self.0.common.manifest.push(&self.entry());
         }
     }
 
