@@ -394,6 +394,8 @@ fn half_open_connections_and_frames_that_never_come_hold_up_nobody_not_even_a_st
     let broker = Broker::start(home.path(), &["--ack", "written"]);
     let mut producer = broker.client();
     producer.epochs(TOPIC);
+    // A partition has no file before its first bytes.
+    producer.produce(TOPIC, 0, &batch(&[b"it begins"])).unwrap();
     let before = broker.descriptors();
     let header = producer.header(ApiKey::Produce, PRODUCE_VERSION);
     let frame = produce_frame(&header, -1, TOPIC, &[(0, &batch(&[&[7; 500_000]]))]);
