@@ -252,7 +252,7 @@ fn nonsense_at_arms_closes_its_own_connection_with_a_reason_and_nothing_else() {
 #[test]
 fn a_small_run_of_arms_verifies_every_record_and_names_what_the_host_refuses() {
     let out = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let words = "arms --ring-options unregistered,huge-pages --blocks 1 --seconds 0.2 --catch-up-bytes 8MiB \
+    let words = "arms --ring-options unregistered,huge-pages --blocks 1 --seconds 0.5 --catch-up-bytes 8MiB \
                  --partitions 3 --producers 2 --fixed-rate 20MB/s --seed 7";
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringlog-harness"));
     let ran = command.args(words.split_whitespace()).arg("--out").arg(out.path()).output().unwrap();

@@ -2,11 +2,16 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
 
 use ringlog_harness::record::RunRecord;
 use ringlog_harness::spec::Load;
 
+/// One run at a time: each wants both cores and the whole disk, and its cells last a fifth of a second.
+static ALONE: Mutex<()> = Mutex::new(());
+
 fn harness(words: &str, out: &Path) -> Output {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringlog-harness"));
     command.arg("compare").args(words.split(' ')).arg("--out").arg(out);
     command.output().expect("the harness starts")
@@ -31,9 +36,13 @@ fn a_small_run_verifies_every_record_and_keeps_what_it_measured() {
     assert!(said.contains("floor+memory") && said.contains("floor: receiving "), "{said}");
     for cell in &record.cells {
         assert!(cell.findings.are_clean() && cell.findings.records > 0, "{}: {:?}", cell.cell, cell.findings);
-        assert!(cell.payload_bytes() > 0 && cell.errors.is_empty(), "{}: {:?}", cell.cell, cell.errors);
+        assert!(cell.errors.is_empty(), "{}: {:?}", cell.cell, cell.errors);
+        // What lasts for a time and not for a number of bytes can meet a disk that stands still for just that time.
+        assert!(cell.payload_bytes() > 0 || cell.cell.load == Load::Tail, "{}: nothing measured", cell.cell);
         assert!(out.path().join(format!("{}.hlog", cell.cell.file_stem())).exists());
     }
+    let measured = record.cells.iter().filter(|cell| cell.payload_bytes() > 0).count();
+    assert!(2 * measured > record.cells.len(), "{measured} of {}: {said}", record.cells.len());
     assert!(said.contains("0 lost, 0 duplicate, 0 reordered, 0 corrupt"), "{said}");
     assert!(out.path().join("report.html").exists(), "{said}");
     assert!(!out.path().join("data").exists(), "the logs are removed: {said}");
@@ -43,7 +52,7 @@ fn a_small_run_verifies_every_record_and_keeps_what_it_measured() {
 #[test]
 fn what_producers_alone_wrote_is_read_back_and_verified() {
     let out = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let words = "--rows copy+tail,buffered+copy --loads produce --batch-bytes 64KiB --blocks 1 --seconds 0.2";
+    let words = "--rows copy+tail,buffered+copy --loads produce --batch-bytes 64KiB --blocks 1 --seconds 1";
     let said = text(&harness(words, out.path()));
     let record = RunRecord::load(out.path()).unwrap_or_else(|error| panic!("{error:#}\n{said}"));
     for cell in &record.cells {

@@ -32,7 +32,7 @@ fn versus(directory: &Path, load: &str, a: &str, b: &str) -> (RunRecord, String)
     let file = workload(directory, load);
     let out = directory.join("run");
     let words = ["versus", file.to_str().unwrap(), "--a", a, "--b", b, "--out", out.to_str().unwrap()];
-    let short = ["--blocks", "2", "--seconds", "0.2", "--warm-up-seconds", "0.2", "--seed", "11"];
+    let short = ["--blocks", "2", "--seconds", "0.5", "--warm-up-seconds", "0.2", "--seed", "11"];
     let (ran, said) = harness(&[&words[..], &short].concat());
     assert!(ran.status.success(), "{said}");
     let record = RunRecord::load(&out).unwrap_or_else(|error| panic!("{error:#}\n{said}"));
