@@ -281,3 +281,26 @@ fn a_segment_that_was_begun_and_is_empty_is_known_to_the_next_start() {
         }
     }
 }
+
+#[test]
+fn a_log_that_begins_later_than_anything_its_files_held_gets_its_directory_all_the_same() {
+    for commit in [Commit::Journal, Commit::Files] {
+        let ((), world) = on_a_shard(None, config(commit), move |ring, shard| async move {
+            fill(&ring, &shard, 1, 10).await;
+            let partition = shard.topic("t").unwrap().here(0).unwrap().clone();
+            partition.advance_log_start(Offset(5)).await.unwrap();
+            ring.sleep(Duration::from_secs(10)).await;
+            assert!(fetch(&ring, &partition, 5).await.unwrap() > 0, "{commit}");
+            assert_eq!(append(&ring, &partition, 10).await, Offset(10), "{commit}");
+        });
+        let ((), _) = on_a_shard(
+            Some(image(&world, CutKind::PowerLoss)),
+            config(commit),
+            move |ring, shard| async move {
+                let partition = shard.topic("t").unwrap().here(0).unwrap().clone();
+                assert_eq!(partition.marks().log_start, Offset(5), "{commit}");
+                assert!(fetch(&ring, &partition, 10).await.unwrap() > 0, "{commit}");
+            },
+        );
+    }
+}

@@ -20,7 +20,7 @@ use super::topics::METADATA_FILE;
 use crate::log::{Ext, PartitionMetadata};
 use crate::sys::is_passing;
 use crate::transfer::Staged;
-use crate::types::{Offset, Position};
+use crate::types::Position;
 
 /// Partitions that fall asleep side by side.
 const AT_A_TIME: usize = 16;
@@ -252,8 +252,8 @@ impl Partition {
 
     /// Makes its directory, if it is about to hold the first of its bytes: one that never had any has none.
     async fn make_dir(&self) -> io::Result<()> {
-        let marks = self.marks();
-        if self.0.reach.borrow().stored().position > Position(0) || marks.log_start > Offset(0) {
+        // Where the log begins tells nothing: it may have been moved while only the journal had any of it.
+        if self.0.reach.borrow().stored().position > Position(0) {
             return Ok(());
         }
         let (ring, dir) = (&self.0.common.ring, self.dir());
