@@ -58,7 +58,7 @@ fn build(input: &mut Input<'_>) -> Case {
     let base = Offset([0, 1000, 1 << 40, i64::MAX - 80][usize::from(shape & 3)]);
     let batches = usize::from(input.byte()) % (BATCHES_MAX + 1);
     let (mut file, mut appended) = (Vec::new(), Vec::new());
-    let (mut next, mut epoch) = (base, Epoch(0));
+    let (mut next, mut epoch, mut epochs) = (base, Epoch(0), EpochCache::new());
     for number in 0..batches {
         let (what, size) = (input.byte(), usize::from(input.byte()));
         let time = Timestamp(i64::from(what >> 4) * 100);
@@ -74,6 +74,7 @@ fn build(input: &mut Input<'_>) -> Case {
         stamp(&mut batch, next, epoch);
         let at = file.len();
         file.extend_from_slice(&batch);
+        epochs.assign(epoch, next);
         appended.push(Appended { base: next, at, end: file.len(), epoch });
         next = next.plus(records);
     }
@@ -95,7 +96,7 @@ fn build(input: &mut Input<'_>) -> Case {
         next_base: (shape & 8 != 0 && next > base).then_some(next),
         recovery_point,
         last_epoch: Epoch::NONE,
-        newest_epoch: (shape & 16 != 0).then_some(epoch),
+        epochs: if shape & 16 != 0 { epochs } else { EpochCache::new() },
         gaps: false,
         file_bytes: file.len() as u64,
     };

@@ -65,6 +65,13 @@ impl EpochCache {
         count.checked_sub(1).map_or(Epoch::NONE, |last| self.starts[last].0)
     }
 
+    /// The newest epoch that `offset` can have been assigned in; `None` when nothing is known of any.
+    #[must_use]
+    pub fn newest_at(&self, offset: Offset) -> Option<Epoch> {
+        // Of what lies before the first that is known, the beginning may have been forgotten with what was removed.
+        self.starts.first().map(|first| self.epoch_at(offset).max(first.0))
+    }
+
     /// Where `epoch` ended, as Kafka's OffsetForLeaderEpoch tells it: the largest known epoch up to the one
     /// asked for, and where the next one began (for the latest: the log end). (-1, -1) for an epoch from the
     /// future or for none.

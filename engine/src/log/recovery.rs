@@ -14,6 +14,7 @@
 
 use super::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, at as field_at};
 use super::crc::Crc32c;
+use super::epoch::EpochCache;
 use super::segment::Segment;
 use crate::types::{Epoch, Offset, Position};
 
@@ -46,8 +47,8 @@ pub struct RecoveryStart {
     pub recovery_point: Offset,
     /// The epoch before the first batch.
     pub last_epoch: Epoch,
-    /// The newest epoch there can be, where that is known.
-    pub newest_epoch: Option<Epoch>,
+    /// The epochs that began, where that is known; nothing bears one that began behind it.
+    pub epochs: EpochCache,
     /// Whether offsets may jump forward: replicas of compacted logs, and what Kafka left.
     pub gaps: bool,
     /// The size of the file.
@@ -349,7 +350,8 @@ impl RecoveryWalk {
             return Err(BadBatch::Offset { expected, found });
         }
         let (last, found) = (self.epoch, header.leader_epoch);
-        if found < last || self.start.newest_epoch.is_some_and(|newest| found > newest) {
+        let newest = self.start.epochs.newest_at(header.base_offset);
+        if found < last || newest.is_some_and(|newest| found > newest) {
             return Err(BadBatch::Epoch { last, found });
         }
         let left = self.start.file_bytes - at.0;
@@ -533,7 +535,7 @@ mod tests {
                 next_base: None,
                 recovery_point,
                 last_epoch: Epoch::NONE,
-                newest_epoch: None,
+                epochs: EpochCache::new(),
                 gaps: false,
                 file_bytes: self.bytes.len() as u64,
             }
@@ -671,8 +673,23 @@ mod tests {
         let why = BadBatch::Epoch { last: Epoch(1), found: Epoch(0) };
         let torn = image.walk(BASE).tail;
         assert!(matches!(&torn, Tail::Torn { why: found, .. } if *found == why), "{torn:?}");
-        let start = RecoveryStart { newest_epoch: Some(Epoch(0)), ..image.start(BASE) };
+        let mut epochs = EpochCache::new();
+        epochs.assign(Epoch(0), BASE);
+        let start = RecoveryStart { epochs: epochs.clone(), ..image.start(BASE) };
         assert_eq!(walk(start, &image.bytes, usize::MAX).next_offset, image.batches[4].0);
+        // An epoch that there is, but that began later, is as wrong: what bears the right one behind it is served.
+        let mut image = Image::new(&[200; 6]);
+        let (begin, end) = (image.begin(1), image.begin(2));
+        stamp(&mut image.bytes[begin..end], image.batches[1].0, Epoch(2));
+        epochs.assign(Epoch(1), image.batches[4].0);
+        epochs.assign(Epoch(2), image.next);
+        let start = RecoveryStart { epochs, ..image.start(image.next) };
+        let outcome = walk(start, &image.bytes, usize::MAX);
+        let fenced: Vec<_> = outcome.fenced.iter().map(|range| (range.from, range.to)).collect();
+        assert_eq!(
+            (fenced, outcome.next_offset),
+            (vec![(image.batches[1].0, image.batches[2].0)], image.next)
+        );
     }
 
     #[test]

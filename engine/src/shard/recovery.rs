@@ -386,7 +386,7 @@ pub(super) async fn walk(
         next_base,
         recovery_point: start.recovery_point,
         last_epoch: epochs.epoch_at(last),
-        newest_epoch: epochs.latest(),
+        epochs: epochs.clone(),
         gaps: false,
         file_bytes: bytes,
     });
