@@ -13,6 +13,14 @@ pub enum Measure {
     Throughput,
     /// CPU seconds of both cores, busy with anything, for each GB: less is better.
     Cpu,
+    /// CPU seconds of the server's process for each GB: less is better. Blind to what it leaves to others, and clocked
+    /// to the nanosecond.
+    Server,
+}
+
+impl Measure {
+    /// All of them.
+    pub const ALL: [Measure; 3] = [Measure::Throughput, Measure::Cpu, Measure::Server];
 }
 
 /// One row against the first one, or that against itself.
@@ -22,12 +30,10 @@ pub struct Comparison {
     pub row: String,
     /// Whether it is the first row measured a second time: the noise.
     pub again: bool,
-    /// MB/s of this row over that of the first.
-    pub throughput: Option<Ratio>,
-    /// CPU seconds a GB of this row over that of the first.
-    pub cpu: Option<Ratio>,
-    /// The same two of this row's floor over those of the first row: medians over blocks that have it.
-    pub floor: Option<(f64, f64)>,
+    /// This row over the first, in each measure.
+    ratios: [Option<Ratio>; 3],
+    /// This row's floor over the first row: medians over blocks that have it.
+    floors: [Option<f64>; 3],
 }
 
 /// A row against its floor, one value a block that has both.
@@ -83,14 +89,13 @@ impl Comparisons {
                     |block| Some(value(&floor, false, block, measure)? / value(base, false, block, measure)?);
                 median((0..record.plan.blocks).filter_map(both).filter(|ratio| ratio.is_finite()).collect())
             };
-            ratio(Measure::Throughput).zip(ratio(Measure::Cpu))
+            Measure::ALL.map(ratio)
         };
         let compared = |row: &Pair, again: bool| Comparison {
-            floor: floor(row),
             row: row.to_string(),
             again,
-            throughput: against_base(row, again, Measure::Throughput),
-            cpu: against_base(row, again, Measure::Cpu),
+            ratios: Measure::ALL.map(|measure| against_base(row, again, measure)),
+            floors: floor(row),
         };
         let mut rows: Vec<Comparison> =
             record.spec.rows.iter().skip(1).map(|row| compared(row, false)).collect();
@@ -101,7 +106,7 @@ impl Comparisons {
     /// Whether anything could be compared.
     #[must_use]
     pub fn has_ratios(&self) -> bool {
-        self.rows.iter().any(|row| row.throughput.is_some() || row.cpu.is_some())
+        self.rows.iter().any(|row| row.ratios.iter().any(Option::is_some))
     }
 
     /// The noise: the first row against itself.
@@ -122,20 +127,13 @@ impl Comparison {
     /// Its ratio in that measure.
     #[must_use]
     pub fn of(&self, measure: Measure) -> Option<&Ratio> {
-        match measure {
-            Measure::Throughput => self.throughput.as_ref(),
-            Measure::Cpu => self.cpu.as_ref(),
-        }
+        self.ratios[measure as usize].as_ref()
     }
 
     /// Where its floor lies in that measure, as a ratio to the first row.
     #[must_use]
     pub fn floor_of(&self, measure: Measure) -> Option<f64> {
-        let (throughput, cpu) = self.floor?;
-        Some(match measure {
-            Measure::Throughput => throughput,
-            Measure::Cpu => cpu,
-        })
+        self.floors[measure as usize]
     }
 }
 
@@ -193,6 +191,7 @@ fn measured(record: &RunRecord, cell: &CellRecord, measure: Measure) -> Option<f
             let busy = cores.iter().filter_map(|core| cell.cores.get(core)).map(|core| core.busy).sum();
             cell.seconds_per_gigabyte(busy)
         }
+        Measure::Server => cell.seconds_per_gigabyte(cell.server.whole.total()),
     }
 }
 
@@ -209,7 +208,7 @@ mod tests {
         let names: Vec<(&str, bool)> =
             compared.rows.iter().map(|row| (row.row.as_str(), row.again)).collect();
         assert_eq!(names, [("buffered+sendfile", false), ("copy+tail", false), ("buffered+copy", true)]);
-        let ratio = compared.rows[0].throughput.unwrap();
+        let ratio = compared.rows[0].of(Measure::Throughput).unwrap();
         assert!((1.9..2.1).contains(&ratio.ratio), "the second row is made twice as fast: {ratio:?}");
         assert_eq!(compared.verdict(&compared.rows[0], Measure::Throughput), Some(Verdict::More));
         assert_eq!(compared.verdict(&compared.rows[0], Measure::Cpu), Some(Verdict::Less));

@@ -2,8 +2,11 @@
 //!
 //! Two samples, one difference. A server that hides its work in kernel workers or helpers must not look cheap, so
 //! the time of shards, io_uring workers, helpers and all others is told apart, and both cores' busy time stands
-//! beside it (loopback receive runs on whoever sends; writeback on nobody's bill). The unit of `/proc` is the tick
-//! of 10 ms: over a second of one core that is 1 %.
+//! beside it (loopback receive runs on whoever sends; writeback on nobody's bill).
+//!
+//! What a thread and a process used the scheduler clocks in nanoseconds, and tells where it is asked for that
+//! (`/proc/<pid>/task/<tid>/schedstat`, the process's CPU clock); `stat` has it in ticks of 10 ms, a tenth of what a short
+//! cell uses. The ticks only say how much of it was the kernel's; where the scheduler keeps no account, they are all there is.
 //!
 //! What a core was busy is what it was not idle. The kernel clocks idle time; the parts of busy time it only samples, a
 //! few hundred times a second, and a core half busy for two seconds comes out 4 % to either side.
@@ -11,8 +14,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 /// Ticks a second in `/proc`: fixed at 100 for programs on every machine this runs on, whatever the kernel's own.
@@ -66,9 +71,9 @@ impl CpuSeconds {
 /// A process at one moment.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ProcessSample {
-    threads: BTreeMap<i32, (ThreadKind, CpuSeconds)>,
+    threads: BTreeMap<i32, (ThreadKind, Used)>,
     /// Of the whole process, threads that have ended included.
-    whole: CpuSeconds,
+    whole: Used,
     resident_bytes: u64,
 }
 
@@ -83,6 +88,26 @@ pub struct ProcessUse {
     pub whole: CpuSeconds,
     /// Resident memory at the later sample.
     pub resident_bytes: u64,
+}
+
+/// What something has used since it began.
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+struct Used {
+    ticks: CpuSeconds,
+    /// The same in seconds, to the nanosecond, where that is told.
+    exact: Option<f64>,
+}
+
+impl Used {
+    fn since(&self, before: &Used) -> CpuSeconds {
+        let ticks = difference(self.ticks, before.ticks);
+        let Some(total) = self.exact.zip(before.exact).map(|(now, then)| (now - then).max(0.0)) else {
+            return ticks;
+        };
+        // Less than a tick says nothing of whose it was.
+        let share = if ticks.total() > 0.0 { ticks.user / ticks.total() } else { 0.5 };
+        CpuSeconds { user: total * share, system: total * (1.0 - share) }
+    }
 }
 
 impl ProcessSample {
@@ -100,11 +125,15 @@ impl ProcessSample {
             let Some(stat) = parse_stat(&text) else {
                 return Err(unexpected(&path.display().to_string(), &text));
             };
-            threads.insert(stat.id, (ThreadKind::of(stat.name), stat.cpu));
+            let exact = fs::read_to_string(path.with_file_name("schedstat")).ok();
+            let exact = exact.as_deref().and_then(parse_schedstat);
+            threads.insert(stat.id, (ThreadKind::of(stat.name), Used { ticks: stat.cpu, exact }));
         }
         // Read after the threads, so that their sum is not above it.
         let (path, text) = read(format!("/proc/{pid}/stat"))?;
-        let whole = parse_stat(&text).ok_or_else(|| unexpected(&path, &text))?.cpu;
+        let ticks = parse_stat(&text).ok_or_else(|| unexpected(&path, &text))?.cpu;
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid)).and_then(clock_gettime);
+        let whole = Used { ticks, exact: clock.ok().map(|used| Duration::from(used).as_secs_f64()) };
         let (path, text) = read(format!("/proc/{pid}/status"))?;
         let resident_bytes = parse_resident_bytes(&text).ok_or_else(|| unexpected(&path, "no VmRSS"))?;
         Ok(ProcessSample { threads, whole, resident_bytes })
@@ -116,15 +145,17 @@ impl ProcessSample {
         let mut by_kind: BTreeMap<ThreadKind, CpuSeconds> = BTreeMap::new();
         let mut known = CpuSeconds::default();
         for (id, (kind, now)) in &self.threads {
-            let before = earlier.threads.get(id).map_or_else(CpuSeconds::default, |(_, cpu)| *cpu);
-            let used = difference(*now, before);
+            let begun = Used { ticks: CpuSeconds::default(), exact: Some(0.0) };
+            let used = now.since(earlier.threads.get(id).map_or(&begun, |(_, before)| before));
             *by_kind.entry(*kind).or_default() = sum(by_kind.get(kind).copied().unwrap_or_default(), used);
             known = sum(known, used);
         }
-        let whole = difference(self.whole, earlier.whole);
+        let whole = self.whole.since(&earlier.whole);
+        let ended = (whole.total() - known.total()).max(0.0);
+        let user = (whole.user - known.user).clamp(0.0, ended);
         ProcessUse {
             by_kind,
-            ended_threads: difference(whole, known),
+            ended_threads: CpuSeconds { user, system: ended - user },
             whole,
             resident_bytes: self.resident_bytes,
         }
@@ -224,6 +255,11 @@ fn parse_stat(text: &str) -> Option<Stat<'_>> {
     Some(Stat { id, name, cpu })
 }
 
+/// Nanoseconds on a core, nanoseconds waiting for one, how often: the first, in seconds.
+fn parse_schedstat(text: &str) -> Option<f64> {
+    Some(text.split_ascii_whitespace().next()?.parse::<u64>().ok()? as f64 / 1e9)
+}
+
 fn parse_resident_bytes(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -305,9 +341,10 @@ mod tests {
     #[test]
     fn threads_that_begin_or_end_between_samples_are_counted() {
         let cpu = |user, system| CpuSeconds { user, system };
+        let used = |ticks| Used { ticks, exact: None };
         let sample = |threads: &[(i32, ThreadKind, CpuSeconds)], whole| ProcessSample {
-            threads: threads.iter().map(|&(id, kind, cpu)| (id, (kind, cpu))).collect(),
-            whole,
+            threads: threads.iter().map(|&(id, kind, cpu)| (id, (kind, used(cpu)))).collect(),
+            whole: used(whole),
             resident_bytes: 4096,
         };
         let earlier = sample(
@@ -323,6 +360,19 @@ mod tests {
         assert_eq!(used.of(ThreadKind::RingWorker), cpu(0.0, 0.25));
         assert_eq!(used.of(ThreadKind::Helper), cpu(0.0, 0.0));
         assert_eq!((used.whole, used.ended_threads), (cpu(0.5, 2.5), cpu(0.0, 0.25)));
+    }
+
+    #[test]
+    fn what_the_scheduler_clocks_is_divided_as_the_ticks_are() {
+        let used = |user, system, exact| Used { ticks: CpuSeconds { user, system }, exact };
+        let (before, after) = (used(1.0, 1.0, Some(2.004)), used(1.03, 1.01, Some(2.0456)));
+        let since = after.since(&before);
+        assert!((since.total() - 0.0416).abs() < 1e-9 && (since.user - 0.0312).abs() < 1e-9, "{since:?}");
+        let less = used(1.0, 1.0, Some(2.0071)).since(&before);
+        assert!((less.total() - 0.0031).abs() < 1e-9, "less than a tick: {less:?}");
+        assert_eq!(used(1.5, 1.0, None).since(&before), CpuSeconds { user: 0.5, system: 0.0 });
+        assert_eq!(parse_schedstat("41600000 77 3\n"), Some(0.0416));
+        assert_eq!(parse_schedstat(""), None);
     }
 
     #[test]

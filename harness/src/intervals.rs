@@ -49,7 +49,7 @@ pub fn chart(compared: &Comparisons, measure: Measure, title: &str) -> String {
     let mut svg = String::new();
     let (side, better) = match measure {
         Measure::Throughput => ("more is better", "right"),
-        Measure::Cpu => ("less is better", "left"),
+        Measure::Cpu | Measure::Server => ("less is better", "left"),
     };
     let words = describe(compared, measure);
     let _ = write!(

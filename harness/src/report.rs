@@ -214,7 +214,7 @@ mod tests {
             assert!(page.contains(text), "`{text}` is missing");
         }
         assert!(!page.contains("WRONG"));
-        let (plots, charts, pictures) = (2, 4 * 2, 4 * 3);
+        let (plots, charts, pictures) = (2, 4 * 3, 4 * 3);
         assert_eq!(
             page.matches("<svg").count(),
             plots + charts + pictures,

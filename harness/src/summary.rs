@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::record::RunRecord;
-use crate::tables::{LatencyLine, sections, verdict, warnings};
+use crate::tables::{DifferenceLine, LatencyLine, sections, verdict, warnings};
 
 /// Rows side by side for each load and batch size, the verdict, the warnings.
 #[must_use]
@@ -46,7 +46,8 @@ pub fn summary(record: &RunRecord) -> String {
         let _ =
             writeln!(text, "  against {}, paired over {} blocks, 95 %:", section.base, record.plan.blocks);
         for line in &section.differences {
-            let _ = writeln!(text, "    {:<34} MB/s {:<44} CPU/GB {}", line.name, line.throughput, line.cpu);
+            let DifferenceLine { name, throughput, cpu, server, .. } = line;
+            let _ = writeln!(text, "    {name:<34} MB/s {throughput:<44} CPU/GB {cpu:<44} server's {server}");
         }
         for row in &section.rows {
             if let Some(latency) = &row.latency {

@@ -88,6 +88,8 @@ pub struct DifferenceLine {
     pub throughput: String,
     /// CPU of both cores for each GB, in words.
     pub cpu: String,
+    /// CPU of the server's process for each GB, in words.
+    pub server: String,
 }
 
 /// One row of a section, ready to print.
@@ -356,6 +358,7 @@ fn section(record: &RunRecord, load: Load, batch_bytes: usize) -> Section {
                 again: row.again,
                 throughput: words(Measure::Throughput),
                 cpu: words(Measure::Cpu),
+                server: words(Measure::Server),
             }
         })
     });
@@ -387,10 +390,11 @@ fn cores(record: &RunRecord, cells: &[&CellRecord]) -> [Spread; 2] {
     })
 }
 
-fn charts(compared: &Comparisons) -> [String; 2] {
+fn charts(compared: &Comparisons) -> [String; 3] {
     [
         chart(compared, Measure::Throughput, "MB/s"),
         chart(compared, Measure::Cpu, "CPU of both cores for each GB"),
+        chart(compared, Measure::Server, "CPU of the server's process for each GB"),
     ]
 }
 
