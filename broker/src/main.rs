@@ -50,7 +50,8 @@ struct Serve {
     #[arg(long, default_value_t = Ack::Durable)]
     ack: Ack,
     /// Where appends that must be durable are safe first: journal (small ones of all partitions in one file of the shard,
-    /// one flush for all) or files (each partition's segment, one flush each).
+    /// one flush for all), device (each partition's segment, one flush of the file system for all) or files (each
+    /// partition's segment, one flush each).
     #[arg(long, default_value_t = Commit::Journal)]
     commit: Commit,
     /// The largest batch that goes through the journal, in bytes; larger ones go to their segments directly.
@@ -296,6 +297,10 @@ fn run(told: &Serve, stop_signals: &SigSet) -> anyhow::Result<()> {
 /// Where what must be durable is safe first.
 fn commit_words(config: &ShardConfig) -> String {
     match config.commit {
+        Commit::Device => {
+            "durable appends are committed in their segments, one flush of the file system for all that wait"
+                .to_owned()
+        }
         Commit::Files => "durable appends are committed in their segments, one flush for each".to_owned(),
         Commit::Journal if !config.ingress.is_direct() => format!(
             "durable appends are committed in their segments, one flush for each: ingress {} keeps nothing in memory that a \

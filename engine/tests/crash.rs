@@ -137,8 +137,11 @@ fn record(seed: u64, mistake: Mistake) -> Run {
         Mistake::Engine(
             Mutant::EarlyReuse | Mutant::CarryNothing | Mutant::ReplayTwice | Mutant::ReplayVoid,
         ) => Commit::Journal,
-        _ if random.u8(..) < 64 => Commit::Files,
-        _ => Commit::Journal,
+        _ => match random.u8(..) {
+            0..48 => Commit::Files,
+            48..96 => Commit::Device,
+            _ => Commit::Journal,
+        },
     };
     let ingress = match commit {
         // The others have no journal.

@@ -3,6 +3,8 @@
 
 mod pieces;
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use ringlog::log::{BatchBuilder, BatchHeader, LogConfig, check_produced};
@@ -203,6 +205,38 @@ fn a_failed_flush_latches_the_device_and_what_is_made_on_it_later() {
             &made.err().expect("nothing on this device can be durable").to_string(),
             &["flush", "t-0"],
         );
+    });
+}
+
+/// Where one flush is for all, all who wait for it are told, and nothing later is promised.
+#[test]
+fn a_failed_flush_of_the_whole_device_is_everybodys() {
+    in_bare_worlds(|ring, faults| async move {
+        let config = ShardConfig { commit: Commit::Device, ..ShardConfig::new("/data") };
+        let shard = Shard::open(&ring, config).await.unwrap();
+        let partitions = [topic(&shard, "t").await, topic(&shard, "other").await];
+        for partition in &partitions {
+            append(&ring, partition).await.unwrap();
+        }
+        faults.fail_syncs("/data/.lock", 1);
+        let waiting: Vec<_> = partitions
+            .iter()
+            .map(|partition| {
+                let told = Rc::new(Cell::new(None));
+                let (slot, waiter, partition) = (told.clone(), ring.clone(), partition.clone());
+                ring.spawn(async move { slot.set(Some(append(&waiter, &partition).await)) });
+                told
+            })
+            .collect();
+        ring.sleep(Duration::from_secs(1)).await;
+        for told in &waiting {
+            let words = told.take().expect("answered").expect_err("nothing was flushed").to_string();
+            assert_names(&words, &["flush of the file system"]);
+        }
+        for partition in &partitions {
+            append(&ring, partition).await.unwrap_err();
+            assert_eq!(records(&ring, partition).await, 1, "what was promised is served");
+        }
     });
 }
 

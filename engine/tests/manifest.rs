@@ -1,5 +1,6 @@
 //! What a start knows without looking: partitions that sleep are served from what the manifest says of them.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -110,7 +111,7 @@ fn start_operations(image: DiskImage, config: ShardConfig) -> u64 {
 
 #[test]
 fn a_start_looks_at_no_partition_that_sleeps_however_it_ended_before() {
-    for commit in [Commit::Journal, Commit::Files] {
+    for commit in [Commit::Journal, Commit::Device, Commit::Files] {
         let mut counted = Vec::new();
         for partitions in [2, 40] {
             let ((), world) = on_a_shard(None, config(commit), move |ring, shard| async move {
@@ -135,7 +136,7 @@ fn a_start_looks_at_no_partition_that_sleeps_however_it_ended_before() {
 
 #[test]
 fn what_sleeps_is_read_and_appended_to_as_if_nothing_had_been() {
-    for commit in [Commit::Journal, Commit::Files] {
+    for commit in [Commit::Journal, Commit::Device, Commit::Files] {
         for clean in [true, false] {
             let ((), world) = on_a_shard(None, config(commit), move |ring, shard| async move {
                 fill(&ring, &shard, 5, 50).await;
@@ -226,7 +227,7 @@ fn without_a_manifest_that_can_be_believed_everything_is_walked() {
 /// What was appended in an epoch that began with a crash is there for a start that walks everything, too.
 #[test]
 fn an_epoch_that_began_at_a_start_is_known_to_one_that_verifies() {
-    for commit in [Commit::Journal, Commit::Files] {
+    for commit in [Commit::Journal, Commit::Device, Commit::Files] {
         let ((), world) = on_a_shard(None, config(commit), |ring, shard| async move {
             fill(&ring, &shard, 2, 5).await;
             shard.close().await.unwrap();
@@ -284,7 +285,7 @@ fn a_segment_that_was_begun_and_is_empty_is_known_to_the_next_start() {
 
 #[test]
 fn a_log_that_begins_later_than_anything_its_files_held_gets_its_directory_all_the_same() {
-    for commit in [Commit::Journal, Commit::Files] {
+    for commit in [Commit::Journal, Commit::Device, Commit::Files] {
         let ((), world) = on_a_shard(None, config(commit), move |ring, shard| async move {
             fill(&ring, &shard, 1, 10).await;
             let partition = shard.topic("t").unwrap().here(0).unwrap().clone();
@@ -303,4 +304,41 @@ fn a_log_that_begins_later_than_anything_its_files_held_gets_its_directory_all_t
             },
         );
     }
+}
+
+#[test]
+fn one_flush_of_the_device_is_for_all_who_wait() {
+    const PARTITIONS: i32 = 100;
+    const ROUNDS: i64 = 5;
+    let ((), world) = on_a_shard(None, config(Commit::Device), |ring, shard| async move {
+        fill(&ring, &shard, PARTITIONS, 1).await;
+        let topic = shard.topic("t").unwrap();
+        let before = shard.counters();
+        let left = Rc::new(Cell::new(PARTITIONS));
+        for index in 0..PARTITIONS {
+            let (ring, left, partition) = (ring.clone(), left.clone(), topic.here(index).unwrap().clone());
+            ring.clone().spawn(async move {
+                for _ in 0..ROUNDS {
+                    append(&ring, &partition, 100).await;
+                }
+                left.set(left.get() - 1);
+            });
+        }
+        while left.get() > 0 {
+            ring.sleep(Duration::from_millis(1)).await;
+        }
+        let after = shard.counters();
+        let flushes = after.device_flushes - before.device_flushes;
+        assert!((ROUNDS as u64..=3 * ROUNDS as u64).contains(&flushes), "{flushes} for {ROUNDS} rounds");
+        let writes = after.ring.writes - before.ring.writes;
+        assert!(writes >= (i64::from(PARTITIONS) * ROUNDS) as u64, "each in its own segment: {writes}");
+    });
+    let ((), _) =
+        on_a_shard(Some(image(&world, CutKind::PowerLoss)), config(Commit::Device), |_, shard| async move {
+            let topic = shard.topic("t").unwrap();
+            for index in 0..PARTITIONS {
+                let end = topic.here(index).unwrap().marks().log_end.offset;
+                assert_eq!(end, Offset(1 + ROUNDS), "partition {index}");
+            }
+        });
 }

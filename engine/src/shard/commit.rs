@@ -11,7 +11,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 
 use super::acks::Ack;
-use super::config::Mutant;
+use super::config::{Commit, Mutant};
 use super::errors::AppendError;
 use super::partition::{Partition, State};
 use super::reserve_file::is_full;
@@ -447,13 +447,46 @@ fn flush_due(partition: &Partition) -> Option<LogPoint> {
 async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
     let common = &partition.0.common;
     let submitted = common.ring.now();
+    let flushed = match common.config.commit {
+        Commit::Device => flush_with_others(partition, target).await?,
+        Commit::Journal | Commit::Files => flush_one_by_one(partition, target).await?,
+    };
+    if flushed == Flushed::Lost {
+        return Ok(());
+    }
+    common.stages.note(Stage::Flush, common.ring.now().nanos_since(submitted));
+    partition.0.reach.borrow_mut().note_stored_durable(target);
+    let last = partition.0.checkpointed.get();
+    if last.segment != target.segment || target.position.since(last.position) >= CHECKPOINT_BYTES {
+        partition.0.checkpointed.set(target);
+        partition.record();
+        common.request_checkpoint();
+    }
+    partition.follow_reach();
+    // Also where no watermark moves: who destages waits for it.
+    partition.show();
+    partition.0.ack_waiters.wake_all();
+    Ok(())
+}
+
+/// What came of a flush.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flushed {
+    /// All of it is on the disk.
+    Good,
+    /// A file was removed by somebody else: the partition is told.
+    Lost,
+}
+
+async fn flush_one_by_one(partition: &Partition, target: LogPoint) -> Result<Flushed, String> {
+    let common = &partition.0.common;
     while let Some((base, file, named)) = next_dirty(partition, target) {
         if !named {
             let dir = partition.dir();
             if let Err(e) = sync_dir(partition, &dir).await {
                 if e.kind() == io::ErrorKind::NotFound {
                     partition.lose(&dir);
-                    return Ok(());
+                    return Ok(Flushed::Lost);
                 }
                 return Err(format!("{partition}: flush of {}: {e}", dir.display()));
             }
@@ -478,22 +511,34 @@ async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
         }
         if !common.ring.has_name(&file) {
             partition.lose(&path());
-            return Ok(());
+            return Ok(Flushed::Lost);
         }
     }
-    common.stages.note(Stage::Flush, common.ring.now().nanos_since(submitted));
-    partition.0.reach.borrow_mut().note_stored_durable(target);
-    let last = partition.0.checkpointed.get();
-    if last.segment != target.segment || target.position.since(last.position) >= CHECKPOINT_BYTES {
-        partition.0.checkpointed.set(target);
-        partition.record();
-        common.request_checkpoint();
+    Ok(Flushed::Good)
+}
+
+/// By a flush of the whole file system, which other partitions take part in: files and their names at once.
+async fn flush_with_others(partition: &Partition, target: LogPoint) -> Result<Flushed, String> {
+    let common = &partition.0.common;
+    partition.0.files.borrow_mut().begin_flush(target.segment);
+    if common.config.mutant != Mutant::SkipFlush {
+        let durable = partition.marks().durable;
+        common.device_flush.cover(&common.ring).await.map_err(|why| {
+            let (from, to, position) = (durable.offset, target.offset, target.position);
+            format!(
+                "{partition}: {why} (offsets {from} to {to}, up to position {position} of segment {})",
+                target.segment
+            )
+        })?;
     }
-    partition.follow_reach();
-    // Also where no watermark moves: who destages waits for it.
-    partition.show();
-    partition.0.ack_waiters.wake_all();
-    Ok(())
+    loop {
+        let Some((base, file)) = partition.0.files.borrow_mut().end_flush() else { return Ok(Flushed::Good) };
+        if !common.ring.has_name(&file) {
+            let path = partition.0.files.borrow().path(base, Ext::Log);
+            partition.lose(&path);
+            return Ok(Flushed::Lost);
+        }
+    }
 }
 
 /// Makes the names in `dir` durable. Without descriptors it could not even be asked for: promises wait.

@@ -50,6 +50,8 @@ pub struct ShardConfig {
 pub enum Commit {
     /// Small ones in the shard's journal, one flush for all partitions; large ones in their segments.
     Journal,
+    /// In their segments, one flush of the file system for all that wait.
+    Device,
     /// In their segments, one flush for each.
     Files,
 }
@@ -58,6 +60,7 @@ impl fmt::Display for Commit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Commit::Journal => "journal",
+            Commit::Device => "device",
             Commit::Files => "files",
         })
     }
@@ -69,8 +72,9 @@ impl FromStr for Commit {
     fn from_str(text: &str) -> Result<Commit, String> {
         match text {
             "journal" => Ok(Commit::Journal),
+            "device" => Ok(Commit::Device),
             "files" => Ok(Commit::Files),
-            other => Err(format!("\"{other}\" is no way to commit; there are journal and files")),
+            other => Err(format!("\"{other}\" is no way to commit; there are journal, device and files")),
         }
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct SegmentFiles {
     pub named: bool,
     /// It was written to since its last flush.
     pub dirty: bool,
+    /// It was, and a flush of the whole device is under way.
+    pub flushing: bool,
     /// Sealed, flushed, trimmed, its indexes written: nothing is left to do.
     pub finished: bool,
     /// How it is was taken from the manifest.
@@ -57,6 +59,7 @@ impl Files {
             reader: None,
             named: finished,
             dirty: false,
+            flushing: false,
             finished,
             recorded: false,
             indexed: finished,
@@ -79,6 +82,22 @@ impl Files {
     /// All of them are as the manifest says; nobody has looked.
     pub(super) fn note_recorded(&mut self) {
         self.files.iter_mut().for_each(|file| file.recorded = true);
+    }
+
+    /// What was written up to the segment `last` counts as clean from here on: writes that come later make it dirty again.
+    pub(super) fn begin_flush(&mut self, last: Offset) {
+        for file in self.files.iter_mut().filter(|f| f.dirty && f.base <= last && f.writer.is_some()) {
+            (file.dirty, file.flushing) = (false, true);
+        }
+    }
+
+    /// The next of those that were flushed; its name is, too. One that is gone meanwhile is none.
+    pub(super) fn end_flush(&mut self) -> Option<(Offset, File)> {
+        self.files.iter_mut().filter(|f| f.flushing).find_map(|file| {
+            (file.flushing, file.named) = (false, true);
+            // Who finished it meanwhile has flushed it, and closed it.
+            file.writer.clone().map(|writer| (file.base, writer))
+        })
     }
 
     /// Closes what is open.

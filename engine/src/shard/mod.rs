@@ -8,6 +8,7 @@ mod board;
 mod checkpoints;
 mod commit;
 mod config;
+mod device_flush;
 mod errors;
 mod fetch;
 mod files;

@@ -32,7 +32,7 @@ use crate::sys::{DirLock, Flushes, Mailbox, OpenOptions, Ring, is_passing};
 use crate::types::{Offset, ShardId, TopicId};
 
 const META_FILE: &str = "meta.properties";
-const LOCK_FILE: &str = ".lock";
+pub(super) const LOCK_FILE: &str = ".lock";
 const SMALL_FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// See the module's words.

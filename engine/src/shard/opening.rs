@@ -70,7 +70,7 @@ pub(super) async fn open_partitions(shard: &Shard, node: &Arc<Node>) -> Result<(
     }
     let (common, unsynced) = (&shard.0.common, opening.unsynced.take());
     match unsynced.len() > SYNCED_ONE_BY_ONE {
-        true => common.ring.sync_all(&common.config.data_dir).await?,
+        true => common.device_flush.now(&common.ring).await?,
         false => {
             for opened in &unsynced {
                 opened.sync(&common.ring).await?;

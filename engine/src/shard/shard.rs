@@ -15,12 +15,13 @@ use std::time::Duration;
 use super::acks::Ack;
 use super::checkpoints;
 use super::config::{Commit, ShardConfig};
+use super::device_flush::DeviceFlush;
 use super::errors::OpenError;
 use super::journal::{self, Journal, JournalCounters};
 use super::lanes::{self, Answer, Call, LaneCounters, Lanes, Work};
 use super::manifest::{self, Manifest};
 use super::maps::Maps;
-use super::node::{Identity, Node};
+use super::node::{Identity, LOCK_FILE, Node};
 use super::opening;
 use super::partition::{Inner as PartitionInner, Partition};
 use super::replay;
@@ -29,7 +30,7 @@ use super::sleep;
 use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
-use crate::sys::{ArenaUse, Flushes, Ring, RingCounters, ZeroCopyUse};
+use crate::sys::{ArenaUse, Flushes, OpenOptions, Ring, RingCounters, ZeroCopyUse};
 use crate::transfer::{Calibration, Egress, Piece, Receives, SharedPiece, Staged, Transfers};
 use crate::types::{PartitionId, ShardId, TopicId};
 
@@ -85,6 +86,7 @@ pub(super) struct Common {
     pub stages: Stages,
     pub maps: Maps,
     pub journal: Journal,
+    pub device_flush: DeviceFlush,
     pub manifest: Manifest,
     pub partitions: RefCell<Vec<Weak<PartitionInner>>>,
     /// Those of them that have files open, memory, or a task.
@@ -128,6 +130,8 @@ pub struct ShardCounters {
     pub lanes: LaneCounters,
     /// By its journal.
     pub journal: JournalCounters,
+    /// Flushes of the whole file system, where those are the way to commit.
+    pub device_flushes: u64,
 }
 
 impl Shard {
@@ -164,6 +168,7 @@ impl Shard {
         }
         // What is not staged in memory of ours is in no memory that a segment could be written from later.
         let journals = config.commit == Commit::Journal && config.ingress.is_direct();
+        let lock = ring.open(&config.data_dir.join(LOCK_FILE), OpenOptions::default()).await?;
         let common = Rc::new(Common {
             ring: ring.clone(),
             id,
@@ -174,6 +179,7 @@ impl Shard {
             stages: Stages::default(),
             maps: Maps::default(),
             journal: Journal::new(journals),
+            device_flush: DeviceFlush::new(lock),
             manifest: Manifest::default(),
             partitions: RefCell::new(Vec::new()),
             restless: RefCell::default(),
@@ -383,6 +389,7 @@ impl Shard {
             ingress_fallback_bytes: common.transfers.ingress_fallback_bytes.get(),
             lanes: common.lanes.counters(),
             journal: common.journal.counters(),
+            device_flushes: common.device_flush.count(),
         }
     }
 

@@ -215,10 +215,8 @@ pub(crate) enum Job {
     SyncDir {
         path: PathBuf,
     },
-    /// All files and names of the file system that holds `path`.
-    SyncAll {
-        path: PathBuf,
-    },
+    /// All files and names of the file system that holds the file.
+    SyncAll,
     /// Renames and syncs the directories of both names.
     Rename {
         from: PathBuf,

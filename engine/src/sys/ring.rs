@@ -1099,13 +1099,13 @@ impl Ring {
         self.help(Job::SyncDir { path: path.to_owned() }, None).await.map(drop)
     }
 
-    /// Makes all that is written, and all names, of the file system that holds `path` survive power loss, on a helper: for
+    /// Makes all that is written, and all names, of the file system that holds `file` survive power loss, on a helper: for
     /// many files at once. It waits for what others have written there, too.
     ///
     /// # Errors
-    /// What the kernel said, with the path: since Linux 5.8 also that a write of before failed.
-    pub async fn sync_all(&self, path: &Path) -> io::Result<()> {
-        self.help(Job::SyncAll { path: path.to_owned() }, None).await.map(drop)
+    /// What the kernel said, also that a write failed since `file` was opened.
+    pub async fn sync_all(&self, file: &File) -> io::Result<()> {
+        self.help(Job::SyncAll, Some(file.clone())).await.map(drop)
     }
 
     /// Renames durably, on a helper.

@@ -486,8 +486,13 @@ impl State {
                 records.push(DiskEvent::SyncNames { dir });
                 Reply::None
             }
-            Job::SyncAll { path } => {
-                if self.faults.fails_sync(&path) {
+            Job::SyncAll => {
+                if self.faults.fails_sync(&file()?.path) {
+                    let before = self.disk.events();
+                    let files: Vec<u64> = self.disk.state.inodes.keys().copied().collect();
+                    files
+                        .into_iter()
+                        .for_each(|inode| self.disk.record(DiskEvent::SyncFailed { inode, before }));
                     return Ok(Outcome::failed(libc::EIO));
                 }
                 if !self.faults.ignore_syncs {
@@ -632,7 +637,7 @@ impl State {
         let (verb, path) = match job {
             Job::Open { path, .. } => ("open", path),
             Job::List { path } => ("list", path),
-            Job::SyncDir { path } | Job::SyncAll { path } => ("sync", path),
+            Job::SyncDir { path } => ("sync", path),
             Job::ReadFile { path, .. } => ("read", path),
             Job::Replace { path, .. } => ("replace", path),
             Job::CutAnew { path, .. } => ("cut", path),

@@ -163,10 +163,7 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
             .map_err(about("make", &path))
             .map(done),
         Job::SyncDir { path } => sync_dir(&path).map_err(about("sync", &path)).map(done),
-        Job::SyncAll { path } => fs::File::open(&path)
-            .and_then(|dir| nix::unistd::syncfs(dir).map_err(io::Error::from))
-            .map_err(about("sync the file system of", &path))
-            .map(done),
+        Job::SyncAll => nix::unistd::syncfs(file()?).map_err(io::Error::from).map(done),
         Job::Rename { from, to } => rename(&from, &to).map_err(about("rename", &from)).map(done),
         Job::Remove { path } => {
             let removed = absent_is_fine(fs::remove_file(&path)).and_then(|()| sync_parent(&path));
