@@ -4,8 +4,8 @@
 //! that it is a valid one before it is damaged.
 
 use ringlog::log::{
-    BATCH_HEADER_BYTES, BatchBuilder, BatchHeader, LogConfig, OffsetIndex, RecoveryStart, RecoveryWalk,
-    Segment, Tail, TimeIndex, WalkOutcome, check_stored, stamp,
+    BATCH_HEADER_BYTES, BatchBuilder, BatchHeader, EpochCache, LogConfig, OffsetIndex, RecoveryStart,
+    RecoveryWalk, Segment, Tail, TimeIndex, WalkOutcome, check_stored, stamp,
 };
 use ringlog::types::{Epoch, Offset, Position, Timestamp};
 
