@@ -412,17 +412,7 @@ fn a_thousand_partitions_cost_a_few_flushes() {
     let (_, recording) = on_one_shard(8, &config, |shards, _| async move {
         shards[0].create_topic("t", 1000, TopicConfig::default()).await.unwrap();
         let before = shards[0].counters();
-        let (ring, left) = (shards[0].ring().clone(), Rc::new(Cell::new(1000)));
-        for partition in partitions(&shards) {
-            let left = left.clone();
-            ring.spawn(async move {
-                append(partition.ring(), &partition, 100).await.unwrap();
-                left.set(left.get() - 1);
-            });
-        }
-        while left.get() > 0 {
-            ring.sleep(Duration::from_millis(1)).await;
-        }
+        append_to_all(&shards, 1, 100).await;
         let after = shards[0].counters();
         let syncs = after.ring.syncs - before.ring.syncs;
         assert!(syncs < 40, "{syncs} flushes for 1,000 promises: {:?}", after.journal);
@@ -439,6 +429,85 @@ fn a_thousand_partitions_cost_a_few_flushes() {
         }
     });
     ring.shut_down();
+}
+
+/// Appends so many batches of `bytes` to each partition, all side by side.
+async fn append_to_all(shards: &[Shard], batches: usize, bytes: usize) {
+    let all = partitions(shards);
+    let left = Rc::new(Cell::new(all.len()));
+    for partition in all {
+        let (ring, left) = (partition.ring().clone(), left.clone());
+        ring.clone().spawn(async move {
+            for _ in 0..batches {
+                append(&ring, &partition, bytes).await.unwrap();
+            }
+            left.set(left.get() - 1);
+        });
+    }
+    while left.get() > 0 {
+        shards[0].ring().sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Where each of many partitions has a little in a journal file that is to be free, they share a flush, and nobody makes
+/// room beforehand.
+#[test]
+fn many_partitions_are_destaged_by_few_flushes() {
+    const MANY: i32 = 150;
+    let config = ShardConfig { journal: JournalConfig { files_max: 48, ..small() }, ..config() };
+    let (_, recording) = on_one_shard(10, &config, |shards, _| async move {
+        shards[0].create_topic("t", MANY, TopicConfig::default()).await.unwrap();
+        append_to_all(&shards, 60, 2000).await;
+        let after = shards[0].counters();
+        // All of them have something in each file.
+        assert!(after.journal.recycled_files > 10 && after.journal.full_rounds == 0, "{:?}", after.journal);
+        // The journal's files are flushed while they are made, too.
+        let flushes = after.ring.syncs - after.journal.rounds;
+        // A destage takes what half of the files hold, at most.
+        let destaged = after.journal.recycled_files * MANY as u64 / 24;
+        assert!(
+            after.device_flushes > 0 && flushes < destaged * 3 / 4,
+            "{flushes} for {destaged}: {after:?}"
+        );
+    });
+    let image = recording.cursor().image_at(recording.events(), CutKind::PowerLoss, 10);
+    let world = World::boot(11, image);
+    let ring = world.ring(ARENA);
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        let shards = open(&[main], &config).await;
+        for partition in partitions(&shards) {
+            assert_eq!(partition.marks().log_end.offset, Offset(60), "{partition}");
+        }
+    });
+    ring.shut_down();
+}
+
+/// It tells of failures of other programs, too: segments are flushed one by one then, and nobody notices.
+#[test]
+fn a_failed_flush_for_many_is_made_one_by_one() {
+    let config = ShardConfig { journal: JournalConfig { files_max: 16, ..small() }, ..config() };
+    on_one_shard(14, &config, |shards, faults| async move {
+        shards[0].create_topic("t", 100, TopicConfig::default()).await.unwrap();
+        faults.fail_syncs("/data/.lock", 1);
+        append_to_all(&shards, 40, 2000).await;
+        let after = shards[0].counters();
+        assert!(after.device_flushes == 1 && after.journal.recycled_files > 10, "{after:?}");
+        shards[0].close().await.unwrap();
+    });
+}
+
+/// Each keeps what memory it has begun to stage in: with many of them that must be little.
+#[test]
+fn memory_for_appends_is_shared_among_the_partitions_in_use() {
+    let config = ShardConfig { tail_cache_bytes_max: 8 << 20, ..config() };
+    on_one_shard(13, &config, |shards, _| async move {
+        shards[0].create_topic("t", 500, TopicConfig::default()).await.unwrap();
+        // Alone, each would have begun a piece of a MiB by then: eight times what there is.
+        append_to_all(&shards, 35, 3000).await;
+        let arena = shards[0].counters().arena;
+        assert!(arena.leased_bytes < ARENA * 3 / 4, "{arena:?}");
+    });
 }
 
 /// Once such a segment waited, unflushed and without indexes, until something of the next one was destaged.

@@ -24,6 +24,10 @@ use crate::types::{Offset, Position};
 
 /// The durable end is handed to the checkpoint each time it has moved this far (and at each roll).
 const CHECKPOINT_BYTES: u64 = 64 << 20;
+/// What is destaged to a segment of up to this many bytes takes its room as it is written.
+const SMALL_SEGMENT_BYTES: u64 = 4 << 20;
+/// Where so many partitions are destaged side by side one flush is for all of them.
+const DESTAGES_TOGETHER: usize = 4;
 /// How often a full disk, or a process without descriptors, is asked again.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(250);
 /// How often descriptors are asked for while stopping: others stop as well, and give theirs back.
@@ -141,13 +145,21 @@ async fn write_unit(partition: &Partition, mut unit: WriteUnit) -> Result<(), St
     unhinder(partition);
     let end = unit.writes.iter().flatten().map(|(at, data)| at.plus(data.bytes() as u64)).max();
     let end = end.expect("a unit has something to write");
-    if partition.0.log.borrow().segment(unit.segment).is_some_and(|s| s.prepared < end) {
+    let direct = partition.0.reach.borrow().direct().offset;
+    let destages = unit.end.is_some_and(|end| direct < end.offset);
+    let grows = partition.0.log.borrow().segment(unit.segment).is_some_and(|s| s.prepared < end);
+    // What is small and comes in one piece now and then finds its room by itself: nobody waits for it, and making it
+    // beforehand costs more than the write.
+    if grows && !(destages && end.0 <= SMALL_SEGMENT_BYTES) {
         // A step ahead, where the segment goes on.
         let ahead = {
             let log = partition.0.log.borrow();
             if log.active().base == unit.segment { log.next_preparation(end) } else { None }
         };
         find_room(partition, unit.segment, &file, ahead.unwrap_or(end)).await?;
+    } else if grows {
+        // The room that the reserve gave up is not for this.
+        wait_for_reserve(partition).await;
     }
     let submitted = common.ring.now();
     common.stages.note(Stage::Gather, submitted.nanos_since(unit.accepted));
@@ -428,11 +440,7 @@ fn flush_due(partition: &Partition) -> Option<LogPoint> {
     if stored.offset <= durable.offset {
         return None;
     }
-    let promised = partition.marks().durable.offset;
-    // What the journal has does not wait for this.
-    let wanted = partition.0.sync_wanted.get() > promised
-        && stored.offset > promised
-        && reach.direct().offset > promised;
+    let wanted = is_waited_for(partition) && stored.offset > partition.marks().durable.offset;
     // A segment that is sealed, and written to its end, is flushed for good.
     let log = partition.0.log.borrow();
     let ended = log.active().base != stored.segment
@@ -444,12 +452,37 @@ fn flush_due(partition: &Partition) -> Option<LogPoint> {
     (wanted || rolled || far || draining || reach.is_flush_wanted()).then_some(stored)
 }
 
+/// Whether somebody waits for a flush of the segment. What the journal has does not.
+fn is_waited_for(partition: &Partition) -> bool {
+    let promised = partition.marks().durable.offset;
+    partition.0.sync_wanted.get() > promised && partition.0.reach.borrow().direct().offset > promised
+}
+
 async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
     let common = &partition.0.common;
     let submitted = common.ring.now();
-    let flushed = match common.config.commit {
-        Commit::Device => flush_with_others(partition, target).await?,
-        Commit::Journal | Commit::Files => flush_one_by_one(partition, target).await?,
+    let together = match common.config.commit {
+        Commit::Device => true,
+        Commit::Journal => {
+            let few_or_slow =
+                common.journal.destages() < DESTAGES_TOGETHER || !common.device_flush.is_quick(submitted);
+            !few_or_slow && !is_waited_for(partition)
+        }
+        Commit::Files => false,
+    };
+    let with_others = match together {
+        true => Some(flush_with_others(partition, target).await),
+        false => None,
+    };
+    let flushed = match with_others {
+        // It may be another program's failure that it told of; each file tells of its own.
+        Some(Err(why)) if common.config.commit == Commit::Journal => {
+            tracing::warn!("{why}; segments are flushed one by one from here on");
+            partition.0.files.borrow_mut().give_up_flush();
+            flush_one_by_one(partition, target).await?
+        }
+        Some(flushed) => flushed?,
+        None => flush_one_by_one(partition, target).await?,
     };
     if flushed == Flushed::Lost {
         return Ok(());
@@ -490,6 +523,8 @@ async fn flush_one_by_one(partition: &Partition, target: LogPoint) -> Result<Flu
                 }
                 return Err(format!("{partition}: flush of {}: {e}", dir.display()));
             }
+            let kept = patiently(partition, async || partition.keep_dir().await).await;
+            kept.map_err(|e| format!("{partition}: flush of {}: {e}", common.config.data_dir.display()))?;
         }
         // Only made where something went wrong: a name takes memory.
         let path = || partition.0.files.borrow().path(base, Ext::Log);
@@ -521,6 +556,7 @@ async fn flush_one_by_one(partition: &Partition, target: LogPoint) -> Result<Flu
 async fn flush_with_others(partition: &Partition, target: LogPoint) -> Result<Flushed, String> {
     let common = &partition.0.common;
     partition.0.files.borrow_mut().begin_flush(target.segment);
+    let dir_is_new = partition.0.dir_is_new.get();
     if common.config.mutant != Mutant::SkipFlush {
         let durable = partition.marks().durable;
         common.device_flush.cover(&common.ring).await.map_err(|why| {
@@ -530,6 +566,9 @@ async fn flush_with_others(partition: &Partition, target: LogPoint) -> Result<Fl
                 target.segment
             )
         })?;
+    }
+    if dir_is_new {
+        partition.0.dir_is_new.set(false);
     }
     loop {
         let Some((base, file)) = partition.0.files.borrow_mut().end_flush() else { return Ok(Flushed::Good) };
@@ -541,11 +580,15 @@ async fn flush_with_others(partition: &Partition, target: LogPoint) -> Result<Fl
     }
 }
 
-/// Makes the names in `dir` durable. Without descriptors it could not even be asked for: promises wait.
+/// Makes the names in `dir` durable.
 async fn sync_dir(partition: &Partition, dir: &Path) -> io::Result<()> {
-    let ring = &partition.0.common.ring;
+    patiently(partition, async || partition.0.common.ring.sync_dir(dir).await).await
+}
+
+/// Does it. Without descriptors it could not even be asked for: promises wait.
+async fn patiently(partition: &Partition, sync: impl AsyncFn() -> io::Result<()>) -> io::Result<()> {
     loop {
-        let synced = ring.sync_dir(dir).await;
+        let synced = sync().await;
         let Err(error) = &synced else { return synced };
         let patient = match partition.0.state.get() {
             State::Open => true,
@@ -556,7 +599,7 @@ async fn sync_dir(partition: &Partition, dir: &Path) -> io::Result<()> {
             return synced;
         }
         tracing::warn!("{partition}: {error}; asked again until that has passed");
-        ring.sleep(RETRY).await;
+        partition.0.common.ring.sleep(RETRY).await;
     }
 }
 
@@ -620,7 +663,8 @@ fn next_chore(partition: &Partition) -> Option<Chore> {
     let end = log.log_end();
     // What goes through the journal gets its room when it is destaged: nobody waits for it there. But a segment that was
     // begun has a file: its name says where the log goes on, whatever becomes of the checkpoints.
-    let named = partition.0.files.borrow().get(end.segment).is_some_and(|f| f.writer.is_some());
+    let named = partition.0.files.borrow().get(end.segment).is_some_and(|f| f.writer.is_some())
+        || partition.0.unit_under_way.get();
     if (log_is_direct(partition, end) || !named)
         && let Some(to) = log.next_preparation(end.position)
     {
@@ -643,6 +687,12 @@ fn log_is_direct(partition: &Partition, end: LogPoint) -> bool {
     partition.0.reach.borrow().direct().offset == end.offset
 }
 
+async fn wait_for_reserve(partition: &Partition) {
+    while partition.0.common.node.reserve.is_given_up() {
+        partition.0.common.ring.sleep(RETRY).await;
+    }
+}
+
 /// Makes room up to `to` at least. The write loop and upkeep may both get here; the file's size only grows.
 async fn prepare(partition: &Partition, segment: Offset, file: &File, to: Position) -> io::Result<()> {
     let Some(prepared) = partition.0.log.borrow().segment(segment).map(|s| s.prepared) else { return Ok(()) };
@@ -650,9 +700,7 @@ async fn prepare(partition: &Partition, segment: Offset, file: &File, to: Positi
     if to <= prepared {
         return Ok(());
     }
-    while partition.0.common.node.reserve.is_given_up() {
-        partition.0.common.ring.sleep(RETRY).await;
-    }
+    wait_for_reserve(partition).await;
     let made = partition.0.common.ring.prepare(file, prepared.0, to.0).await;
     partition.mind_flush(segment, to, made)?;
     let mut log = partition.0.log.borrow_mut();

@@ -6,15 +6,24 @@
 //! that reaches the device: ext4 without a journal writes directories behind its flush (`sync_filesystem`), XFS sends
 //! none where its log has nothing new (`xfs_fs_sync_fs`). The second always ends in a flush. `syncfs` also waits for what
 //! other programs have written to the same file system: a data directory on one of its own does not.
+//!
+//! The data directory has to be one file system: a partition's directory that is a link or a mount point to another one is
+//! not covered.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use super::wakers::Wakers;
-use crate::sys::{File, Ring};
+use crate::sys::{File, Moment, Ring};
+
+/// One that takes longer than this waits for others' bytes, most likely,
+const SLOW: Duration = Duration::from_secs(1);
+/// and for so long nobody who has a choice asks for one.
+const AVOIDED: Duration = Duration::from_secs(30);
 
 /// One shard's. Flushes are numbered; one at a time is under way.
 pub(super) struct DeviceFlush {
@@ -25,6 +34,8 @@ pub(super) struct DeviceFlush {
     done: Cell<u64>,
     under_way: Cell<bool>,
     failed: RefCell<Option<Arc<str>>>,
+    /// Until then others write so much to this file system that it is better not asked.
+    avoided_until: Cell<Moment>,
     waiters: Wakers,
 }
 
@@ -36,6 +47,7 @@ impl DeviceFlush {
             done: Cell::new(0),
             under_way: Cell::new(false),
             failed: RefCell::default(),
+            avoided_until: Cell::new(Moment(0)),
             waiters: Wakers::default(),
         }
     }
@@ -43,6 +55,11 @@ impl DeviceFlush {
     /// How many were begun.
     pub(super) fn count(&self) -> u64 {
         self.begun.get()
+    }
+
+    /// Whether it is worth while for who has a choice.
+    pub(super) fn is_quick(&self, now: Moment) -> bool {
+        self.failed.borrow().is_none() && now >= self.avoided_until.get()
     }
 
     /// Returns when a flush is done that began after this was called: all that had completed before survives power loss.
@@ -76,7 +93,12 @@ impl DeviceFlush {
     async fn lead(&self, ring: &Ring) {
         let leading = Leading::begin(self);
         let number = self.begun.get();
-        match self.now(ring).await {
+        let began = ring.now();
+        let made = self.now(ring).await;
+        if ring.now().nanos_since(began) > SLOW.as_nanos() as u64 {
+            self.avoided_until.set(ring.now().plus(AVOIDED));
+        }
+        match made {
             Ok(()) => self.done.set(number),
             Err(error) => {
                 *self.failed.borrow_mut() = Some(format!("flush of the file system: {error}").into())

@@ -100,6 +100,13 @@ impl Files {
         })
     }
 
+    /// They were not flushed, after all.
+    pub(super) fn give_up_flush(&mut self) {
+        for file in self.files.iter_mut().filter(|f| f.flushing) {
+            (file.dirty, file.flushing) = (true, false);
+        }
+    }
+
     /// Closes what is open.
     pub(super) fn close(&mut self) {
         for file in &mut self.files {

@@ -11,6 +11,7 @@ use super::manifest;
 use super::node::Node;
 use super::partition::{Partition, partition_dir};
 use super::recovery::{self, Opened, Start};
+use super::replay::Sources;
 use super::shard::Shard;
 use super::side_by_side::side_by_side;
 use crate::log::PartitionState;
@@ -33,6 +34,7 @@ struct Opening {
     node: Arc<Node>,
     /// By topic.
     opened: RefCell<Vec<Vec<Partition>>>,
+    sources: Sources,
     unsynced: RefCell<Vec<Opened>>,
     failure: RefCell<Option<OpenError>>,
 }
@@ -44,6 +46,7 @@ pub(super) async fn open_partitions(shard: &Shard, node: &Arc<Node>) -> Result<(
         shard: shard.clone(),
         node: node.clone(),
         opened: RefCell::new(vec![Vec::new(); node.topics.len()]),
+        sources: Sources::default(),
         unsynced: RefCell::default(),
         failure: RefCell::default(),
     });
@@ -106,7 +109,7 @@ impl Opening {
         if self.failure.borrow().is_some() {
             return;
         }
-        match recovery::open_partition(&self.shard.0.common, self.start(&task)).await {
+        match recovery::open_partition(&self.shard.0.common, self.start(&task), &self.sources).await {
             Ok(opened) => {
                 self.opened.borrow_mut()[task.topic].push(opened.partition.clone());
                 self.unsynced.borrow_mut().extend(Some(opened).filter(Opened::is_unsynced));

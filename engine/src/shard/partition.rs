@@ -61,6 +61,8 @@ pub(super) struct Inner {
     pub reach: RefCell<Reach>,
     pub sleep: Cell<Sleep>,
     pub waking: Turns,
+    /// The name of its directory does not survive power loss yet.
+    pub dir_is_new: Cell<bool>,
     /// The manifest must not say anything of it now.
     pub unrecorded: Cell<bool>,
     /// Somebody had to do with it since that was last asked.
@@ -142,6 +144,7 @@ impl Partition {
             reach: RefCell::new(Reach::new(end)),
             sleep: Cell::new(Sleep::Awake),
             waking: Turns::default(),
+            dir_is_new: Cell::new(false),
             unrecorded: Cell::new(false),
             touched: Cell::new(true),
             lean: Cell::new(false),
@@ -357,6 +360,7 @@ impl Partition {
             match need {
                 Need::Nothing => return Ok(()),
                 Need::Memory(bytes) => {
+                    let bytes = bytes.min(self.0.common.stage_bytes_max(header.bytes as usize));
                     let memory = match self.0.common.ring.try_lease(bytes) {
                         Some(memory) => memory,
                         None => {
@@ -746,7 +750,10 @@ impl Partition {
     pub(super) async fn store_epochs(&self) -> std::io::Result<()> {
         let path = self.0.files.borrow().dir().join(EPOCHS_FILE);
         let text = self.0.log.borrow().epochs().format();
-        let stored = self.0.common.replace_at_need(&path, text.into_bytes()).await;
+        let stored = match self.0.common.replace_at_need(&path, text.into_bytes()).await {
+            Ok(()) => self.keep_dir().await,
+            failed => failed,
+        };
         self.0.owed.epochs.set(stored.is_err());
         self.0.epochs_unstored.set(stored.is_err());
         stored

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::errors::OpenError;
 use super::files::Files;
 use super::partition::{EPOCHS_FILE, Partition};
-use super::replay;
+use super::replay::{self, Sources};
 use super::reserve_file::is_full;
 use super::shard::Common;
 use super::sleep::Sleep;
@@ -90,12 +90,17 @@ pub(super) fn open_asleep(common: &Rc<Common>, start: &Start<'_>) -> Option<Part
     Some(partition)
 }
 
-pub(super) async fn open_partition(common: &Rc<Common>, mut start: Start<'_>) -> Result<Opened, OpenError> {
+pub(super) async fn open_partition(
+    common: &Rc<Common>,
+    mut start: Start<'_>,
+    sources: &Sources,
+) -> Result<Opened, OpenError> {
     let ring = &common.ring;
     if start.known.is_none() {
         ring.make_dir(&start.dir).await?;
         let metadata = start.dir.join(METADATA_FILE);
-        if ring.read_file(&metadata, 4096).await?.is_none() {
+        let found = ring.read_file(&metadata, 4096).await?.unwrap_or_default();
+        if PartitionMetadata::parse(&String::from_utf8_lossy(&found)).is_err() {
             let text = PartitionMetadata { topic_id: start.plan.id }.format();
             // A copy of what the registry says.
             unless_full(common.replace_at_need(&metadata, text.into_bytes()).await)?;
@@ -103,21 +108,16 @@ pub(super) async fn open_partition(common: &Rc<Common>, mut start: Start<'_>) ->
     }
     let found = believe_what_fits(ring, &mut start).await?;
     let mut epochs = read_epochs(common, &start).await?;
-    let replayed = replay::replay(ring, &common.node, &start, &epochs, &found).await?;
+    let listed = epochs.clone();
+    let replayed = replay::replay(ring, &common.node, sources, &start, &epochs, &found).await?;
     start.recovery_point = replayed.recovery_point;
-    let bases = match (replayed.wrote.is_empty(), start.slept()) {
-        (true, _) => found,
-        (false, false) => segment_bases(ring, &start.dir).await?,
-        // What was there is known, and what came.
-        (false, true) => {
-            let mut bases: BTreeMap<Offset, u64> = found.into_iter().collect();
-            for (base, end) in replayed.wrote {
-                let bytes = bases.entry(base).or_insert(0);
-                *bytes = end.0.max(*bytes);
-            }
-            bases.into_iter().collect()
-        }
-    };
+    // What was there is known, and what came.
+    let mut bases: BTreeMap<Offset, u64> = found.into_iter().collect();
+    for (base, end) in replayed.wrote {
+        let bytes = bases.entry(base).or_insert(0);
+        *bytes = end.0.max(*bytes);
+    }
+    let bases: Vec<(Offset, u64)> = bases.into_iter().collect();
     let mut segments: Vec<Segment> = Vec::new();
     let (mut fenced, mut believed, mut uncut) = (Vec::new(), Vec::new(), None);
     let mut walked = Vec::new();
@@ -139,7 +139,7 @@ pub(super) async fn open_partition(common: &Rc<Common>, mut start: Start<'_>) ->
             continue;
         }
         walked.push(base);
-        let outcome = walk(ring, &start, base, next_base, bytes, &epochs).await?;
+        let outcome = walk(ring, &start, base, next_base, bytes, &epochs, &listed).await?;
         for &(epoch, offset) in &outcome.epochs {
             if epochs.latest().is_none_or(|latest| epoch > latest) {
                 epochs.assign(epoch, offset);
@@ -212,6 +212,13 @@ pub(super) async fn open_partition(common: &Rc<Common>, mut start: Start<'_>) ->
     let unclean = !start.clean && log.log_end().offset > log.log_start();
     let partition = Partition::new(common, start.plan, start.index, log, files);
     partition.0.owed.torn.replace(uncut);
+    if bases.is_empty() {
+        // Its directory may not have survived: who wakes it makes one.
+        partition.0.sleep.set(Sleep::Asleep);
+    }
+    if *partition.0.log.borrow().epochs() != listed {
+        partition.0.epochs_unstored.set(true);
+    }
     if unclean {
         // What was lost may have been seen: from here on the same offsets bear another epoch.
         partition.0.log.borrow_mut().bump_epoch();
@@ -372,6 +379,7 @@ pub(super) async fn walk(
     next_base: Option<Offset>,
     bytes: u64,
     epochs: &EpochCache,
+    listed: &EpochCache,
 ) -> Result<WalkOutcome, OpenError> {
     let path = start.dir.join(segment_file_name(base, Ext::Log));
     let file = ring.open(&path, OpenOptions::default()).await?;
@@ -386,7 +394,7 @@ pub(super) async fn walk(
         next_base,
         recovery_point: start.recovery_point,
         last_epoch: epochs.epoch_at(last),
-        epochs: epochs.clone(),
+        epochs: listed.clone(),
         gaps: false,
         file_bytes: bytes,
     });

@@ -5,6 +5,7 @@
 //! so it does not matter how often that is done, or where a crash in the middle of it left off. The old journals are removed
 //! when every shard is through, and nothing is served before.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -265,10 +266,25 @@ pub(super) struct Replayed {
     pub wrote: BTreeMap<Offset, Position>,
 }
 
+/// The journals' files, as far as they are open: many partitions read from each.
+#[derive(Default)]
+pub(super) struct Sources(RefCell<BTreeMap<usize, File>>);
+
+impl Sources {
+    async fn open(&self, ring: &Ring, node: &Node, file: usize) -> io::Result<File> {
+        if let Some(file) = self.0.borrow().get(&file) {
+            return Ok(file.clone());
+        }
+        let opened = ring.open(&node.journals.files[file], OpenOptions::default()).await?;
+        Ok(self.0.borrow_mut().entry(file).or_insert(opened).clone())
+    }
+}
+
 /// Writes to a partition's segments, of these bases and sizes, what the journals hold of it beyond their end.
 pub(super) async fn replay(
     ring: &Ring,
     node: &Node,
+    sources: &Sources,
     start: &Start<'_>,
     epochs: &EpochCache,
     bases: &[(Offset, u64)],
@@ -299,7 +315,8 @@ pub(super) async fn replay(
         }
         let again = last.replace(reach).is_none() && node.journals.mutant == Mutant::ReplayTwice;
         let (files, ends) = (BTreeMap::new(), BTreeMap::new());
-        let mut replay = Replay { ring, node, start, epochs, reach, again, files, ends };
+        let has_dir = !bases.is_empty();
+        let mut replay = Replay { ring, node, sources, start, epochs, reach, has_dir, again, files, ends };
         for one in found {
             replay.apply(one, &mut replayed.recovery_point).await?;
         }
@@ -318,10 +335,13 @@ pub(super) async fn replay(
 struct Replay<'a> {
     ring: &'a Ring,
     node: &'a Node,
+    sources: &'a Sources,
     start: &'a Start<'a>,
     epochs: &'a EpochCache,
     /// Up to where the segments hold everything.
     reach: LogPoint,
+    /// There is a segment, and so a directory.
+    has_dir: bool,
     /// The mistake is made in this pass.
     again: bool,
     /// Segments that were written to, and up to where.
@@ -367,7 +387,7 @@ impl Replay<'_> {
             );
             return Ok(());
         }
-        let journal = self.ring.open(path, OpenOptions::default()).await?;
+        let journal = self.sources.open(self.ring, self.node, found.file).await?;
         let bytes = read(self.ring, &journal, path, at, frame.bytes as usize).await?;
         if bytes.len() < frame.bytes as usize {
             return Err(io::Error::other(format!("{} became shorter", path.display())).into());
@@ -380,7 +400,7 @@ impl Replay<'_> {
     /// The mistake of [`Mutant::ReplayTwice`]: the first batch of a frame is appended behind what is there.
     async fn append_again(&mut self, found: &Found) -> Result<(), OpenError> {
         let path = &self.node.journals.files[found.file];
-        let journal = self.ring.open(path, OpenOptions::default()).await?;
+        let journal = self.sources.open(self.ring, self.node, found.file).await?;
         let bytes = read(self.ring, &journal, path, found.frame.at, found.frame.frame.bytes as usize).await?;
         let Ok(header) = BatchHeader::parse(&bytes) else { return Ok(()) };
         let mut again = self.ring.lease(header.bytes as usize).await?;
@@ -396,7 +416,7 @@ impl Replay<'_> {
     async fn write(&mut self, at: LogPoint, bytes: crate::sys::Lease) -> io::Result<()> {
         let path = self.start.dir.join(segment_file_name(at.segment, Ext::Log));
         if !self.files.contains_key(&at.segment) {
-            if self.files.is_empty() {
+            if self.files.is_empty() && !self.has_dir {
                 // One that nothing was destaged to has none. Its name is flushed with all that is found.
                 self.ring.make_dir_unsynced(&self.start.dir).await?;
             }
@@ -468,7 +488,7 @@ async fn end_of_segments(
         if next_base.is_some_and(|next| next <= start.recovery_point) || start.is_known_sealed(base) {
             continue;
         }
-        let outcome = walk(ring, start, base, next_base, bytes, epochs).await?;
+        let outcome = walk(ring, start, base, next_base, bytes, epochs, epochs).await?;
         let here = LogPoint { offset: outcome.next_offset, segment: base, position: outcome.segment.end };
         end = Some(here);
         let torn = matches!(outcome.tail, Tail::Torn { .. });

@@ -30,7 +30,7 @@ use super::sleep;
 use super::stages::Stages;
 use super::topics::{Coordinator, Topic};
 use super::wakers::Wakers;
-use crate::sys::{ArenaUse, Flushes, OpenOptions, Ring, RingCounters, ZeroCopyUse};
+use crate::sys::{ArenaUse, BLOCK_BYTES, Flushes, OpenOptions, Ring, RingCounters, ZeroCopyUse};
 use crate::transfer::{Calibration, Egress, Piece, Receives, SharedPiece, Staged, Transfers};
 use crate::types::{PartitionId, ShardId, TopicId};
 
@@ -104,6 +104,9 @@ pub(super) struct Common {
     /// The shard that all this is of.
     shard: RefCell<Weak<Inner>>,
 }
+
+/// However many partitions are in use, one stages in pieces of so much.
+const STAGE_BYTES_MIN: usize = 16 << 10;
 
 /// What a shard counted.
 #[derive(Clone, Copy, Debug)]
@@ -629,6 +632,17 @@ impl Common {
         if wanted > 0 && self.cached_bytes.get() > goal {
             self.each_restless(Partition::destage);
         }
+    }
+
+    /// The largest piece of memory that a partition stages in, given that a batch of `bytes` is to go there: where many
+    /// partitions are in use, and hold much, each takes little at a time, since all keep what they have begun.
+    pub(super) fn stage_bytes_max(&self, bytes: usize) -> usize {
+        let most = self.config.tail_cache_bytes_max;
+        if self.cached_bytes.get() < most / 2 {
+            return usize::MAX;
+        }
+        let share = most / self.restless.borrow().len().max(1);
+        share.max(STAGE_BYTES_MIN).max(bytes).next_multiple_of(BLOCK_BYTES)
     }
 
     /// A closed partition keeps nothing: what it cached no longer counts against the others.

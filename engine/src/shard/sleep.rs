@@ -18,7 +18,7 @@ use super::shard::Shard;
 use super::side_by_side::side_by_side;
 use super::topics::METADATA_FILE;
 use crate::log::{Ext, PartitionMetadata};
-use crate::sys::is_passing;
+use crate::sys::{OpenOptions, is_passing};
 use crate::transfer::Staged;
 use crate::types::Position;
 
@@ -257,12 +257,29 @@ impl Partition {
             return Ok(());
         }
         let (ring, dir) = (&self.0.common.ring, self.dir());
-        ring.make_dir(&dir).await?;
+        // Names survive power loss once there is something to lose: with the first flush.
+        self.0.dir_is_new.set(true);
+        ring.make_dir_unsynced(&dir).await?;
         let metadata = dir.join(METADATA_FILE);
         if ring.read_file(&metadata, 4096).await?.is_none() {
+            // Where power loss leaves half of it the next start makes it again.
             let text = PartitionMetadata { topic_id: self.id().topic }.format();
-            if let Err(error) = ring.replace(&metadata, text.into_bytes()).await {
+            if let Err(error) = ring.replace_unsynced(&metadata, text.into_bytes()).await {
                 tracing::warn!("{error}; the registry says the same");
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the name of its directory, and what says whose it is, survive power loss.
+    pub(super) async fn keep_dir(&self) -> io::Result<()> {
+        if self.0.dir_is_new.get() {
+            let ring = &self.0.common.ring;
+            ring.sync_dir(&self.0.common.config.data_dir).await?;
+            self.0.dir_is_new.set(false);
+            match ring.open(&self.dir().join(METADATA_FILE), OpenOptions::default()).await {
+                Ok(file) => ring.sync(&file).await?,
+                Err(error) => tracing::warn!("{error}; the registry says the same"),
             }
         }
         Ok(())

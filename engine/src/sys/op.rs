@@ -234,10 +234,12 @@ pub(crate) enum Job {
         path: PathBuf,
         bytes_max: u64,
     },
-    /// Puts `bytes` under `path` so that a crash leaves the old content or the new, and syncs all of it.
+    /// Puts `bytes` under `path` so that a crash leaves the old content or the new, and syncs all of it; or, unsynced, so
+    /// that the end of the process does.
     Replace {
         path: PathBuf,
         bytes: Vec<u8>,
+        synced: bool,
     },
     /// Allocates `[from, to)` as zeros, sets the size to at least `to`, syncs.
     Prepare {

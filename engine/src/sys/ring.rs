@@ -1150,7 +1150,15 @@ impl Ring {
     /// # Errors
     /// What the kernel said, with the path.
     pub async fn replace(&self, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
-        self.help(Job::Replace { path: path.to_owned(), bytes }, None).await.map(drop)
+        self.help(Job::Replace { path: path.to_owned(), bytes, synced: true }, None).await.map(drop)
+    }
+
+    /// The same, but that it survives power loss is somebody else's business: until then nothing may be there, or an empty file.
+    ///
+    /// # Errors
+    /// What the kernel said, with the path.
+    pub async fn replace_unsynced(&self, path: &Path, bytes: Vec<u8>) -> io::Result<()> {
+        self.help(Job::Replace { path: path.to_owned(), bytes, synced: false }, None).await.map(drop)
     }
 
     /// Allocates `[from, to)` of `file` as zeros and makes its size at least `to`, durably, on a helper.

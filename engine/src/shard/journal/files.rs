@@ -28,6 +28,9 @@ const PINNED_FILES_MAX: usize = 8;
 /// Partitions that are moved from full files to their segments at a time, when half of the files are full; twice as many
 /// for each further one. More at once would only have the rounds wait for the device.
 const DESTAGES: usize = 2;
+/// Where a file holds more than [`CROWD`] of them each has little: so many at a time, which share a flush.
+const CROWDED_DESTAGES: usize = 8;
+const CROWD: usize = 64;
 /// How long the filling of a file ahead of need leaves the device to others after each step.
 const FILL_PAUSE: Duration = Duration::from_millis(2);
 /// How long it takes until a file is made again after that went wrong.
@@ -339,7 +342,8 @@ pub(super) async fn destage(common: &Common) {
         let Some(pressed) = files.full.len().checked_sub(common.config.journal.files_max / 2) else {
             return Poll::Pending;
         };
-        let most = DESTAGES << pressed.min(4);
+        let crowded = files.full.front().is_some_and(|used| used.entries.len() - used.settled > CROWD);
+        let most = if crowded { CROWDED_DESTAGES << pressed.min(4) } else { DESTAGES << pressed.min(4) };
         let (mut under_way, mut index) = (0, 0);
         while index < files.full.len() && under_way < most {
             let used = &mut files.full[index];
@@ -373,6 +377,7 @@ pub(super) async fn destage(common: &Common) {
                 index += 1;
             }
         }
+        journal.destages.set(under_way);
         Poll::Pending
     })
     .await;

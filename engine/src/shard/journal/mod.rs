@@ -129,6 +129,8 @@ pub(super) struct Journal {
     files: RefCell<Files>,
     /// Somebody puts a unit together, or looks for a file for it.
     gathering: Cell<bool>,
+    /// Partitions that were being moved to their segments when that was last looked after.
+    destages: Cell<usize>,
     /// Rounds under way.
     rounds: Cell<u32>,
     /// The last unit that was begun, the last that is written, and the last that is flushed: in order.
@@ -157,6 +159,7 @@ impl Journal {
             files: RefCell::default(),
             gathering: Cell::new(false),
             rounds: Cell::new(0),
+            destages: Cell::new(0),
             begun: Cell::new(0),
             written: Cell::new(0),
             flushed: Cell::new(0),
@@ -168,6 +171,11 @@ impl Journal {
             stopping: Cell::new(false),
             tasks: Cell::new(0),
         }
+    }
+
+    /// About how many partitions are being moved to their segments because files are to be free.
+    pub(super) fn destages(&self) -> usize {
+        self.destages.get()
     }
 
     pub(super) fn counters(&self) -> JournalCounters {

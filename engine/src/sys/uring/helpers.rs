@@ -176,7 +176,9 @@ fn perform(job: Job, file: Option<BorrowedFd<'_>>) -> io::Result<SendReply> {
         Job::ReadFile { path, bytes_max } => {
             read_file(&path, bytes_max).map(SendReply::Bytes).map_err(about("read", &path))
         }
-        Job::Replace { path, bytes } => replace(&path, &bytes).map_err(about("replace", &path)).map(done),
+        Job::Replace { path, bytes, synced } => {
+            replace(&path, &bytes, synced).map_err(about("replace", &path)).map(done)
+        }
         Job::Prepare { from, to } => prepare(file()?, from, to).map(done),
         Job::Trim { to } => {
             nix::unistd::ftruncate(file()?, to as i64)?;
@@ -293,23 +295,23 @@ fn read_file(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8], synced: bool) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or(OsStr::new("")).to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
-    let written = write_anew(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    let written = write_anew(&temporary, bytes, synced).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // On a full disk what there is of it is room that others need.
         let _ = fs::remove_file(&temporary);
     }
     written?;
-    sync_parent(path)
+    if synced { sync_parent(path) } else { Ok(()) }
 }
 
-fn write_anew(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_anew(path: &Path, bytes: &[u8], synced: bool) -> io::Result<()> {
     let mut file = fs::File::create(path)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    if synced { file.sync_all() } else { Ok(()) }
 }
 
 /// As [`replace`], with the first bytes of the old file. They are shared where the file system can, copied where not.
