@@ -80,9 +80,9 @@ fn more_partitions_than_are_read_at_once_come_back_at_a_rate_through_either_way_
     let (record, said) = versus(directory.path(), load, a, b);
     assert!(!said.contains("do not promise the same"), "{said}");
     for cell in &record.cells {
-        // Two tenths of a second at 4 MB/s: late requests are counted, not left out.
+        // Half a second at 4 MB/s, and what came before: late requests are counted, not left out.
         let scheduled = cell.lateness.sent + cell.lateness.never_sent;
-        assert!((150..500).contains(&scheduled), "{}: {:?}", cell.cell, cell.lateness);
+        assert!((260..880).contains(&scheduled), "{}: {:?}", cell.cell, cell.lateness);
     }
 }
 
