@@ -418,17 +418,7 @@ fn a_thousand_partitions_cost_a_few_flushes() {
         assert!(syncs < 40, "{syncs} flushes for 1,000 promises: {:?}", after.journal);
         assert_eq!(after.journal.frames, 1000);
     });
-    let image = recording.cursor().image_at(recording.events(), CutKind::PowerLoss, 8);
-    let world = World::boot(9, image);
-    let ring = world.ring(ARENA);
-    let main = ring.clone();
-    world.run(&[&ring], async move {
-        let shards = open(&[main], &config).await;
-        for partition in partitions(&shards) {
-            assert_eq!(partition.marks().log_end.offset, Offset(1), "{partition}");
-        }
-    });
-    ring.shut_down();
+    assert_ends(&recording, &config, 1);
 }
 
 /// Appends so many batches of `bytes` to each partition, all side by side.
@@ -447,6 +437,21 @@ async fn append_to_all(shards: &[Shard], batches: usize, bytes: usize) {
     while left.get() > 0 {
         shards[0].ring().sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// Where the log of each partition ends after power was lost at the end.
+fn assert_ends(recording: &Recording, config: &ShardConfig, end: i64) {
+    let image = recording.cursor().image_at(recording.events(), CutKind::PowerLoss, 8);
+    let world = World::boot(9, image);
+    let (ring, config) = (world.ring(ARENA), config.clone());
+    let main = ring.clone();
+    world.run(&[&ring], async move {
+        let shards = open(&[main], &config).await;
+        for partition in partitions(&shards) {
+            assert_eq!(partition.marks().log_end.offset, Offset(end), "{partition}");
+        }
+    });
+    ring.shut_down();
 }
 
 /// Where each of many partitions has a little in a journal file that is to be free, they share a flush, and nobody makes
@@ -470,17 +475,7 @@ fn many_partitions_are_destaged_by_few_flushes() {
             "{flushes} for {destaged}: {after:?}"
         );
     });
-    let image = recording.cursor().image_at(recording.events(), CutKind::PowerLoss, 10);
-    let world = World::boot(11, image);
-    let ring = world.ring(ARENA);
-    let main = ring.clone();
-    world.run(&[&ring], async move {
-        let shards = open(&[main], &config).await;
-        for partition in partitions(&shards) {
-            assert_eq!(partition.marks().log_end.offset, Offset(60), "{partition}");
-        }
-    });
-    ring.shut_down();
+    assert_ends(&recording, &config, 60);
 }
 
 /// It tells of failures of other programs, too: segments are flushed one by one then, and nobody notices.
@@ -503,7 +498,7 @@ fn memory_for_appends_is_shared_among_the_partitions_in_use() {
     let config = ShardConfig { tail_cache_bytes_max: 8 << 20, ..config() };
     on_one_shard(13, &config, |shards, _| async move {
         shards[0].create_topic("t", 500, TopicConfig::default()).await.unwrap();
-        // Alone, each would have begun a piece of a MiB by then: eight times what there is.
+        // With what one alone would take by then, 340 KiB, it would be far more than there is.
         append_to_all(&shards, 35, 3000).await;
         let arena = shards[0].counters().arena;
         assert!(arena.leased_bytes < ARENA * 3 / 4, "{arena:?}");

@@ -9,7 +9,7 @@
 //! bytes: a checksum is computed piece by piece, and at most 60 bytes of a chunk are asked for twice.
 //!
 //! What no walk can see: base offset and epoch lie outside the CRC. Where gaps are not expected, a base offset
-//! other than the next one is a bad batch; an epoch is checked against its neighbours and the newest one known.
+//! other than the next one is a bad batch; an epoch is checked against its neighbours and where those that are known began.
 //! Right after rot neither has a witness: a second rotten stamp there costs good batches behind it (fenced, not cut).
 
 use super::batch::{BATCH_HEADER_BYTES, BatchError, BatchHeader, at as field_at};

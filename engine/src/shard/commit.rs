@@ -464,25 +464,23 @@ async fn flush(partition: &Partition, target: LogPoint) -> Result<(), String> {
     let together = match common.config.commit {
         Commit::Device => true,
         Commit::Journal => {
-            let few_or_slow =
-                common.journal.destages() < DESTAGES_TOGETHER || !common.device_flush.is_quick(submitted);
-            !few_or_slow && !is_waited_for(partition)
+            let many = common.journal.destages() >= DESTAGES_TOGETHER;
+            many && common.device_flush.is_quick(submitted) && !is_waited_for(partition)
         }
         Commit::Files => false,
     };
-    let with_others = match together {
-        true => Some(flush_with_others(partition, target).await),
-        false => None,
-    };
-    let flushed = match with_others {
-        // It may be another program's failure that it told of; each file tells of its own.
-        Some(Err(why)) if common.config.commit == Commit::Journal => {
-            tracing::warn!("{why}; segments are flushed one by one from here on");
-            partition.0.files.borrow_mut().give_up_flush();
-            flush_one_by_one(partition, target).await?
+    let flushed = if together {
+        match flush_with_others(partition, target).await {
+            // It may be another program's failure that it told of; each file tells of its own.
+            Err(why) if common.config.commit == Commit::Journal => {
+                tracing::warn!("{why}; segments are flushed one by one from here on");
+                partition.0.files.borrow_mut().give_up_flush();
+                flush_one_by_one(partition, target).await?
+            }
+            flushed => flushed?,
         }
-        Some(flushed) => flushed?,
-        None => flush_one_by_one(partition, target).await?,
+    } else {
+        flush_one_by_one(partition, target).await?
     };
     if flushed == Flushed::Lost {
         return Ok(());
@@ -567,6 +565,7 @@ async fn flush_with_others(partition: &Partition, target: LogPoint) -> Result<Fl
             )
         })?;
     }
+    // One that was made meanwhile is not covered.
     if dir_is_new {
         partition.0.dir_is_new.set(false);
     }
@@ -662,7 +661,7 @@ fn next_chore(partition: &Partition) -> Option<Chore> {
     let log = partition.0.log.borrow();
     let end = log.log_end();
     // What goes through the journal gets its room when it is destaged: nobody waits for it there. But a segment that was
-    // begun has a file: its name says where the log goes on, whatever becomes of the checkpoints.
+    // begun has a file: its name says where the log goes on, whatever becomes of the checkpoints. A unit under way makes one.
     let named = partition.0.files.borrow().get(end.segment).is_some_and(|f| f.writer.is_some())
         || partition.0.unit_under_way.get();
     if (log_is_direct(partition, end) || !named)

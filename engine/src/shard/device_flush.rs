@@ -1,4 +1,5 @@
-//! One flush for all partitions of a shard that wait for one: the form between a journal and a flush for each segment.
+//! One flush for all partitions of a shard that wait for one: the form to commit between a journal and a flush for each
+//! segment, and what many partitions share that are destaged from a journal.
 //!
 //! It is `syncfs`, and then an `fdatasync` of a file that nobody writes. The first takes what every file got, names and
 //! sizes, too, wherever the file system has put them, so nothing has to be known of extents: a first write into room that
@@ -83,7 +84,7 @@ impl DeviceFlush {
         }
     }
 
-    /// One that nobody else takes part in.
+    /// Makes one, and tells nobody.
     pub(super) async fn now(&self, ring: &Ring) -> io::Result<()> {
         ring.sync_all(&self.file).await?;
         ring.sync(&self.file).await

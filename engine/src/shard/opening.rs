@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -73,7 +74,10 @@ pub(super) async fn open_partitions(shard: &Shard, node: &Arc<Node>) -> Result<(
     }
     let (common, unsynced) = (&shard.0.common, opening.unsynced.take());
     match unsynced.len() > SYNCED_ONE_BY_ONE {
-        true => common.device_flush.now(&common.ring).await?,
+        true => common.device_flush.now(&common.ring).await.map_err(|e| {
+            let dir = common.config.data_dir.display();
+            io::Error::new(e.kind(), format!("flush of the file system of {dir}: {e}"))
+        })?,
         false => {
             for opened in &unsynced {
                 opened.sync(&common.ring).await?;

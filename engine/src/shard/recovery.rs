@@ -99,8 +99,7 @@ pub(super) async fn open_partition(
     if start.known.is_none() {
         ring.make_dir(&start.dir).await?;
         let metadata = start.dir.join(METADATA_FILE);
-        let found = ring.read_file(&metadata, 4096).await?.unwrap_or_default();
-        if PartitionMetadata::parse(&String::from_utf8_lossy(&found)).is_err() {
+        if !is_whole(ring, &metadata).await? {
             let text = PartitionMetadata { topic_id: start.plan.id }.format();
             // A copy of what the registry says.
             unless_full(common.replace_at_need(&metadata, text.into_bytes()).await)?;
@@ -322,6 +321,12 @@ pub(super) fn unless_full(done: io::Result<()>) -> io::Result<bool> {
     }
 }
 
+/// Whether the file that says whose a partition's directory is can be read: power loss may have left half of it.
+pub(super) async fn is_whole(ring: &Ring, metadata: &Path) -> io::Result<bool> {
+    let found = ring.read_file(metadata, 4096).await?.unwrap_or_default();
+    Ok(PartitionMetadata::parse(&String::from_utf8_lossy(&found)).is_ok())
+}
+
 /// The manifest tells of epochs whenever it tells of the partition; its own file may be of before.
 async fn read_epochs(common: &Rc<Common>, start: &Start<'_>) -> Result<EpochCache, OpenError> {
     if let Some(known) = &start.known {
@@ -372,6 +377,8 @@ async fn trusted(
     }
 }
 
+/// Walks a segment from where it is known. `listed` are the epochs that were told of beforehand, and bound those that batches
+/// may bear; `epochs` has those of earlier segments' batches, too.
 pub(super) async fn walk(
     ring: &Ring,
     start: &Start<'_>,

@@ -105,8 +105,8 @@ pub(super) struct Common {
     shard: RefCell<Weak<Inner>>,
 }
 
-/// However many partitions are in use, one stages in pieces of so much.
-const STAGE_BYTES_MIN: usize = 16 << 10;
+/// However many partitions share the memory to stage in, a piece of it is no smaller than this.
+const SHARE_BYTES_MIN: usize = 16 << 10;
 
 /// What a shard counted.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +133,7 @@ pub struct ShardCounters {
     pub lanes: LaneCounters,
     /// By its journal.
     pub journal: JournalCounters,
-    /// Flushes of the whole file system, where those are the way to commit.
+    /// Flushes of the whole file system, for all partitions that waited.
     pub device_flushes: u64,
 }
 
@@ -642,7 +642,7 @@ impl Common {
             return usize::MAX;
         }
         let share = most / self.restless.borrow().len().max(1);
-        share.max(STAGE_BYTES_MIN).max(bytes).next_multiple_of(BLOCK_BYTES)
+        share.max(SHARE_BYTES_MIN).max(bytes).next_multiple_of(BLOCK_BYTES)
     }
 
     /// A closed partition keeps nothing: what it cached no longer counts against the others.

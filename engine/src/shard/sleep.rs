@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::commit::finish_segment;
 use super::partition::{Cutting, Inner, Partition, State};
+use super::recovery::is_whole;
 use super::shard::Shard;
 use super::side_by_side::side_by_side;
 use super::topics::METADATA_FILE;
@@ -261,8 +262,8 @@ impl Partition {
         self.0.dir_is_new.set(true);
         ring.make_dir_unsynced(&dir).await?;
         let metadata = dir.join(METADATA_FILE);
-        if ring.read_file(&metadata, 4096).await?.is_none() {
-            // Where power loss leaves half of it the next start makes it again.
+        // Half of one, left by power loss before the first flush, is made again here, and by a start that walks.
+        if !is_whole(ring, &metadata).await? {
             let text = PartitionMetadata { topic_id: self.id().topic }.format();
             if let Err(error) = ring.replace_unsynced(&metadata, text.into_bytes()).await {
                 tracing::warn!("{error}; the registry says the same");
